@@ -1,0 +1,1 @@
+"""What the five steps share: artifacts, the model, the engine, the OpenAI protocol, results."""

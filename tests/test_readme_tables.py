@@ -1,0 +1,20 @@
+"""Every table in this repository's Markdown equals the JSON (or the settings) it is made from.
+
+python -m pytest tests/test_readme_tables.py     # repair with: python -m shared.results render
+"""
+
+from pathlib import Path
+
+from shared.results import outdated, read_results
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def test_tables_equal_their_results() -> None:
+    stale = [str(page.relative_to(REPOSITORY)) for page in outdated(REPOSITORY)]
+    assert stale == [], "run: python -m shared.results render"
+
+
+def test_every_results_file_is_well_formed() -> None:
+    for path in REPOSITORY.glob("*/results/*.json"):
+        read_results(path)
