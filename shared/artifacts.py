@@ -62,7 +62,8 @@ def fetch(name: str) -> Path:
             download(artifact.package, artifact.version, artifact.archive, part)
             try:
                 _extract(artifact, part, folder)
-                atomic_write(folder / MARKER, json.dumps(_observe(artifact, folder)))
+                # Not atomic_write: the folder as a whole is, and it holds the lock that atomic_write would wait for.
+                (folder / MARKER).write_text(json.dumps(_observe(artifact, folder)), encoding="utf-8")
             finally:
                 # Right or wrong, the archive is used up. Before the rename, or a kill could leave it here for ever.
                 _drop(part)

@@ -12,7 +12,6 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from shared.config import settings
 from shared.errors import UserError
 
 CATALOG = Path(__file__).with_name("catalog.toml")
@@ -63,6 +62,8 @@ class Package:
     @property
     def folder(self) -> Path:
         """Where the files are kept."""
+        from shared.config import settings  # pydantic takes 0.15 s, and --help needs no settings
+
         return settings().llm_roadmap_home.expanduser().resolve() / "artifacts" / f"{self.name}-{self.version}"
 
     @property

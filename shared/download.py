@@ -84,13 +84,13 @@ def file_sha256(path: Path) -> str:
 def _locate(package: str, version: str, kind: ArchiveKind) -> tuple[str, str | None]:
     """Ask pip for the archive's URL ("" when it will not say) and, where the index tells it, its sha256."""
     # --only-binary also for source archives: to report on one, pip would run its build code. Asked for wheels only,
-    # pip lists the source archives it passes over, with their links, when it is verbose.
+    # pip lists the source archives it passes over, with their links, when it is verbose enough.
     # --dry-run reads only a wheel's metadata file where the index serves that (PEP 658), and with fast-deps only
     # the end of the wheel where the server does ranges; elsewhere it fetches the whole wheel once more than needed.
     common = ["install", "--dry-run", "--no-deps", "--ignore-installed", "--ignore-requires-python"]
     common += ["--only-binary", package, f"{package}=={version}"]
     if kind == "sdist":
-        log = _pip(*common, "--verbose", allow_failure=True)
+        log = _pip(*common, "-vv", allow_failure=True)
         return _sdist_link(log.stdout + log.stderr, package, version) or ("", None)
     report = json.loads(_pip(*common, "--use-feature", "fast-deps", "--quiet", "--report", "-").stdout)
     where = report["install"][0]["download_info"]
@@ -99,7 +99,7 @@ def _locate(package: str, version: str, kind: ArchiveKind) -> tuple[str, str | N
 
 def _sdist_link(log: str, package: str, version: str) -> tuple[str, str | None] | None:
     """Find the source archive's link in pip's verbose log; None when this pip words it another way."""
-    stem = re.sub(r"[-_.]+", "[-_.]+", re.escape(package).replace(r"\-", "-").replace(r"\.", "."))
+    stem = "[-_.]+".join(re.escape(word) for word in re.split("[-_.]+", package))  # PEP 503: all of these are equal
     name = rf"{stem}-{re.escape(version)}\.(?:tar\.gz|zip|tgz)"
     match = re.search(rf"((?:https?|file)://\S+/{name})(?:#\S*?sha256=([0-9a-f]{{64}}))?(?=[\s#])", log, re.IGNORECASE)
     # pip prints **** in place of a password: such a link is of no use to us
@@ -130,7 +130,8 @@ def _pip(*arguments: str, allow_failure: bool = False) -> "subprocess.CompletedP
         "PIP_NO_COLOR": "1",
         "PIP_USER": "0",  # a --user default fails in a virtual environment although nothing is installed
         "PIP_REQUIRE_HASHES": "0",  # the catalogue's own hashes are stricter: they hold for every index
-        "PIP_RETRIES": os.environ.get("PIP_RETRIES", "1"),  # pip's 5 mean 15 s of silence without a network
+        # Its default of 5 means 15 s of silence without a network; at 0 it does not say why it found nothing.
+        "PIP_RETRIES": "2",
     }
     # -P: a file named like a standard module in the current folder must not be imported by pip
     command = [sys.executable, "-P", "-m", "pip", *arguments]

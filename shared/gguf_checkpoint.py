@@ -46,7 +46,9 @@ def convert(gguf_path: Path, target: Path, template: str) -> None:
     reader = GGUFReader(gguf_path)
     fields = {name: field.contents() for name, field in reader.fields.items()}
     if fields["general.architecture"] != "llama":
-        raise UserError(f"{gguf_path.name}: architecture {fields['general.architecture']!r} cannot be converted, only llama")
+        raise UserError(
+            f"{gguf_path.name}: architecture {fields['general.architecture']!r} cannot be converted, only llama"
+        )
     config = _config(fields)
     floats: dict[str, Tensor] = {}
     blocks: dict[str, Tensor] = {}

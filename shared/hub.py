@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shared.config import settings
 from shared.errors import UserError
 from shared.terminal import say
 
@@ -41,17 +40,19 @@ def hub_snapshot(repo: str, revision: str = "main", files: Sequence[str] | None 
     import httpx2  # what huggingface_hub 2 talks with; it lets this library's errors through
     from huggingface_hub import HfApi, errors, snapshot_download
 
+    from shared.config import settings
+
     where = f"{repo}@{revision}"
     token = _token()
     try:
         # The same question snapshot_download asks, but asked once and without 20 s of retries, and its answer is not
         # hidden behind "cannot find a cached snapshot" when the Hub says no.
-        commit = HfApi(endpoint=settings().hf_endpoint, token=token).repo_info(repo, revision=revision).sha
+        HfApi(endpoint=settings().hf_endpoint, token=token).repo_info(repo, revision=revision)
         with _locked(repo):
             return Path(
                 snapshot_download(
                     repo,
-                    revision=revision if commit is None or pinned else commit,
+                    revision=revision,
                     endpoint=settings().hf_endpoint,
                     token=token,
                     cache_dir=_cache_dir(),
@@ -161,10 +162,14 @@ def _cache_dir() -> Path | None:
     """Our own cache, or None for the Hub client's when the user has told it where to keep things."""
     if os.environ.get("HF_HOME") or os.environ.get("HF_HUB_CACHE"):
         return None
+    from shared.config import settings
+
     return settings().llm_roadmap_home.expanduser().resolve() / "hub"
 
 
 def _token() -> str | None:
+    from shared.config import settings
+
     secret = settings().hf_token
     return secret.get_secret_value() if secret else None  # None: the client looks for the user's own login
 

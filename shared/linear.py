@@ -65,7 +65,9 @@ class QuantizedMatrix:
         self.out_features = blocks.shape[0]
         self.in_features = blocks.shape[1] // bytes_per_group * GROUP
         self.kernel = choose_kernel(blocks.device, kind, self.out_features, self.in_features)
-        self._blocks = blocks.contiguous()
+        # The native kernel's order replaces the published one: the same bytes, held once.
+        self.tiles = native.tile(kind, blocks) if self.kernel == "native" else None
+        self._blocks = None if self.kernel == "native" else blocks.contiguous()
         if self.kernel == "torch int4pack":
             self._packed, self._scales = _pack_int4(blocks)
         elif self.kernel == "torch int8pack":
@@ -74,8 +76,8 @@ class QuantizedMatrix:
     def __call__(self, x: Tensor) -> Tensor:
         if self.dense is not None and x.shape[0] >= DENSE_FROM_ROWS:
             y = F.linear(x.to(self.dense.dtype), self.dense).to(x.dtype)
-        elif self.kernel == "native":
-            y = native.matvec(self.kind, self._blocks, x.float()).to(x.dtype)
+        elif self.tiles is not None:
+            y = native.matvec(self.kind, self.tiles, self.out_features, x.float()).to(x.dtype)
         elif self.kernel == "torch int4pack":
             # The AVX2 and AVX-512 kernels are written for bfloat16 activations; float32 ones take a scalar path.
             y = torch.ops.aten._weight_int4pack_mm_for_cpu(x.bfloat16(), self._packed, GROUP, self._scales).to(x.dtype)
@@ -87,15 +89,22 @@ class QuantizedMatrix:
 
     def dequantize(self) -> Tensor:
         """Return the float32 matrix the blocks stand for."""
-        return dequantize_q4_1(self._blocks) if self.kind == "q4_1" else dequantize_q8_0(self._blocks)
+        return self.rows(torch.arange(self.out_features))
 
     def rows(self, ids: Tensor) -> Tensor:
         """Return the float32 rows `ids` [n] as [n, in]: an embedding lookup that unpacks only what it needs."""
-        blocks = self._blocks[ids]
+        if self.tiles is not None:
+            tiles = self.tiles[ids // native.TILE]
+            blocks = native.untile(self.kind, tiles).unflatten(0, (-1, native.TILE))[torch.arange(len(ids)), ids % native.TILE]
+        else:
+            assert self._blocks is not None
+            blocks = self._blocks[ids]
         return dequantize_q4_1(blocks) if self.kind == "q4_1" else dequantize_q8_0(blocks)
 
     def nbytes(self) -> int:
-        return self._blocks.nbytes
+        held = self._blocks if self.tiles is None else self.tiles
+        assert held is not None
+        return held.nbytes
 
     def dense_nbytes(self) -> int:
         return 0 if self.dense is None else self.dense.nbytes
@@ -124,7 +133,7 @@ def _pack_int4(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pack_int8(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Return int8 weights and one bfloat16 scale per row: PyTorch's kernel knows no groups, so this rounds once more."""
+    """Return int8 weights and one bfloat16 scale per row: PyTorch's kernel knows no groups; this rounds once more."""
     weight = dequantize_q8_0(blocks)
     scale = (weight.abs().amax(-1) / 127).clamp_min(1e-12)
     return (weight / scale[:, None]).round().to(torch.int8), scale.bfloat16()

@@ -58,7 +58,9 @@ def load_adapter(directory: Path, config: ModelConfig, dtype: torch.dtype, devic
         raise UserError(f"{directory}: cannot be read: {error}") from None
     for option in ("use_dora", "modules_to_save", "alpha_pattern", "rank_pattern", "lora_bias"):
         if raw.get(option):
-            raise UserError(f"{settings_path}: {option} is not supported by the embedded engine; merge the adapter instead")
+            raise UserError(
+                f"{settings_path}: {option} is not supported by the embedded engine; merge the adapter instead"
+            )
 
     rank = int(raw["r"])
     scale = raw["lora_alpha"] / (math.sqrt(rank) if raw.get("use_rslora") else rank)

@@ -1,5 +1,6 @@
 """What a checkpoint's config.json says about its shape, checked and in plain terms."""
 
+import contextlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,10 +94,8 @@ def _parse(raw: dict[str, Any], eos: tuple[int, ...]) -> ModelConfig:
 def _eos_ids(directory: Path, raw: dict[str, Any]) -> tuple[int, ...]:
     """End-of-turn ids: generation_config.json knows more of them than config.json (Qwen and Llama 3 chat models)."""
     eos = raw.get("eos_token_id")
-    try:
+    with contextlib.suppress(OSError, json.JSONDecodeError):
         eos = json.loads((directory / "generation_config.json").read_text()).get("eos_token_id", eos)
-    except (OSError, json.JSONDecodeError):
-        pass
     if eos is None:
         return ()
     return tuple(eos) if isinstance(eos, list) else (int(eos),)

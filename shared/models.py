@@ -1,10 +1,10 @@
 """From a name to a model ready to run: find the checkpoint, choose device and dtype with reasons, load the weights.
 
-    MODEL=smollm2-135m            a name in shared/catalog.toml (GGUF is converted once, then reused)
-    MODEL=./my-model              a Hugging Face checkpoint directory
-    MODEL=org/name@revision       the Hub, or a mirror of it (HF_ENDPOINT)
+MODEL=smollm2-135m            a name in shared/catalog.toml (GGUF is converted once, then reused)
+MODEL=./my-model              a Hugging Face checkpoint directory
+MODEL=org/name@revision       the Hub, or a mirror of it (HF_ENDPOINT)
 
-    python -m step1_foundations load      # prints what was chosen and why
+python -m step1_foundations load      # prints what was chosen and why
 """
 
 import os
@@ -167,7 +167,7 @@ def published_int4(directory: Path) -> bool:
 
 def choose_device(asked: str) -> Choice:
     """Pick cuda, mps or cpu. Raises UserError when the one asked for is not there."""
-    present = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    present: dict[str, Callable[[], bool]] = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
     if asked == "auto":
         found = next(name for name in ("cuda", "mps", "cpu") if present[name]())
         return Choice("device", found, "best one here" if found != "cpu" else "no CUDA or Apple GPU found")
@@ -261,7 +261,7 @@ def _load_weights(
 
 
 def _embedding(weights: "_Checkpoint", name: str, matrix: Callable[..., Matrix], dtype: str) -> Matrix:
-    """Embedding and head: rounded to int8 even with int4, as published GGUFs do; four bits cost too much accuracy there."""
+    """Embedding and head: int8 even with int4, as published GGUFs have it; four bits cost too much accuracy there."""
     if dtype not in ("int8", "int4"):
         return matrix(name)
     blocks = weights.blocks(name, "q8_0")
@@ -290,7 +290,7 @@ def _quantized(
 
 
 def _dense_dtype(config: ModelConfig, device: torch.device, notes: list[Choice]) -> torch.dtype | None:
-    """Whether quantised matrices keep a dense copy for prefill, and in what format: only if it takes < 1/4 of free RAM."""
+    """In what format quantised matrices keep a dense copy for prefill; None when it would take 1/4 of free memory."""
     if device.type != "cpu":
         return None
     dense = torch.bfloat16 if cpu_has_fast_bfloat16() else torch.float32
@@ -300,7 +300,11 @@ def _dense_dtype(config: ModelConfig, device: torch.device, notes: list[Choice])
         notes.append(Choice("prefill", "quantised", f"a dense copy would take {size / 1e9:.1f} GB"))
         return None
     notes.append(
-        Choice("prefill", str(dense).removeprefix("torch."), f"dense copy, {size / 1e6:.0f} MB, from {DENSE_FROM_ROWS} rows")
+        Choice(
+            "prefill",
+            str(dense).removeprefix("torch."),
+            f"dense copy, {size / 1e6:.0f} MB, from {DENSE_FROM_ROWS} rows",
+        )
     )
     return dense
 

@@ -125,7 +125,9 @@ def _environment() -> "jinja2.Environment":
     def tojson(value: Any, indent: int | None = None) -> str:
         return json.dumps(value, ensure_ascii=False, indent=indent)  # Jinja's own would escape <, > and &
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+    )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda pattern: datetime.datetime.now().strftime(pattern)
@@ -163,7 +165,7 @@ def _tokenizer_config(directory: Path) -> dict[str, Any]:
 
 
 def _byte_of_character() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte, inverted: printable bytes stand for themselves, others from U+0100 on."""
+    """GPT-2's printable stand-in for each byte, inverted: printable bytes are themselves, others U+0100 and up."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     table = {chr(b): b for b in printable}
     table.update({chr(256 + i): b for i, b in enumerate(b for b in range(256) if b not in printable)})

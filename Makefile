@@ -1,0 +1,48 @@
+# Every command a person types. `make help` lists them.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+
+help:  ## list these commands
+	@sed -n 's/^\([a-z0-9-]*\):.*##  *\(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
+
+step1: .venv/.step1  ## load the model, look inside, get an answer, write out/step1/report.html
+	@$(PY) -m step1_foundations demo
+
+bench1: .venv/.step1  ## step 1's speed ladder, about 5 minutes on an idle machine
+	@$(PY) -m step1_foundations bench --output step1_foundations/results/bench.json
+
+test: .venv/.dev  ## hermetic tests: no model, no network, about a minute
+	@$(PY) -m pytest -q -m "not real"
+
+test-real: .venv/.dev  ## tests with the real model, real servers and a real browser
+	@$(PY) -m pytest -q -m real
+
+lint: .venv/.dev  ## ruff and mypy, without changing anything
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+
+format: .venv/.dev  ## let ruff reformat and repair
+	@$(PY) -m ruff check --fix . && $(PY) -m ruff format .
+
+results: .venv/.dev  ## re-render the README tables from results/*.json
+	@$(PY) -m shared.results render
+
+lock: .venv/.dev  ## resolve the newest allowed versions into requirements.lock
+	@env -u UV_FIND_LINKS -u PIP_FIND_LINKS .venv/bin/uv pip compile --quiet --universal --python-version 3.11 \
+	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate --no-emit-package llm-roadmap-shared --all-extras \
+	  pyproject.toml shared/pyproject.toml step*/pyproject.toml --output-file requirements.lock
+	@sed -i.bak '1i\# Exact versions of everything, used as constraints. Made by `make lock`; do not edit.' requirements.lock && rm requirements.lock.bak
+
+clean:  ## remove build leftovers and ./out
+	@rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## also remove .venv (downloaded models stay in LLM_ROADMAP_HOME)
+	@rm -rf .venv
+
+# A stamp is newer than what it was made from, or the set-up runs again (seconds when nothing changed).
+.venv/.%: requirements.lock pyproject.toml shared/pyproject.toml $(wildcard step*/pyproject.toml) scripts/setup.sh
+	@scripts/setup.sh $*
+
+.PHONY: help step1 bench1 test test-real lint format results lock clean distclean
+.PRECIOUS: .venv/.%

@@ -1,0 +1,135 @@
+"""One way to reach a model: an OpenAI-compatible base URL, wherever it is.
+
+OPENAI_BASE_URL set: that endpoint. Not set: the embedded engine, started in this process on a loopback port.
+So `openai`, `langchain-openai`, `curl` and everything else that speaks the protocol work the same way with both.
+
+    with connect() as endpoint:
+        client = openai.OpenAI(base_url=endpoint.base_url, api_key=endpoint.api_key)
+        client.chat.completions.create(model=endpoint.model, messages=[…])
+"""
+
+import ipaddress
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shared.config import settings
+from shared.errors import UserError
+from shared.terminal import say
+
+if TYPE_CHECKING:
+    from shared.engine import Engine
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where requests go. model: the name to put into requests. engine: the embedded one, None for a remote endpoint."""
+
+    base_url: str
+    api_key: str
+    model: str
+    reason: str
+    engine: "Engine | None" = None
+
+
+@contextmanager
+def connect(model: str | None = None, adapters: Sequence[Path] = (), *, quiet: bool = False) -> Iterator[Endpoint]:
+    """Yield an endpoint; an embedded engine lives as long as the block does.
+
+    model: what to load or which served name to use (default: MODEL). adapters: LoRA directories to load as model
+    names of their own; a remote endpoint has its own list. quiet: no remarks on stderr.
+    Raises UserError when a remote endpoint does not answer, or refuses the key or the model.
+    """
+    config = settings()
+    if config.openai_base_url:
+        key = config.openai_api_key.get_secret_value() if config.openai_api_key else "unused"
+        chosen = model or (config.model if "model" in config.model_fields_set else None)
+        endpoint = _remote(config.openai_base_url.rstrip("/"), key, chosen)
+        if not quiet:
+            say(f"  endpoint {endpoint.base_url} model {endpoint.model}  ({endpoint.reason})")
+        yield endpoint
+        return
+
+    from shared.engine import Engine
+    from shared.models import load
+
+    loaded = load(model, quiet=quiet)
+    for directory in adapters:
+        loaded.add_adapter(directory)
+    engine = Engine(loaded)
+    with serve(engine) as base_url:
+        yield Endpoint(base_url, "unused", loaded.name, "OPENAI_BASE_URL is not set: embedded engine", engine)
+
+
+@contextmanager
+def serve(engine: "Engine") -> Iterator[str]:
+    """Serve an engine on a free loopback port from a thread of this process; yield its base URL."""
+    import uvicorn
+
+    from shared.openai_server import create_app
+
+    listener = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(create_app(engine), log_level="warning", timeout_graceful_shutdown=2))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="openai-server", daemon=True)
+    thread.start()
+    try:
+        while not server.started:
+            if not thread.is_alive():
+                raise UserError("the embedded server did not start", exit_code=1)
+            time.sleep(0.005)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a bound socket. Raises UserError when the port is taken or the address is not this machine's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise UserError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
+    return bound
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can be reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _remote(base_url: str, key: str, chosen: str | None) -> Endpoint:
+    import httpx
+
+    try:
+        response = httpx.get(f"{base_url}/models", headers={"authorization": f"Bearer {key}"}, timeout=10)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise UserError(
+            f"OPENAI_BASE_URL={base_url} does not answer ({error}); start it, or unset the variable to use the "
+            "embedded engine",
+            exit_code=1,
+        ) from None
+    if response.status_code in (401, 403):
+        raise UserError(f"{base_url} refuses the key: set OPENAI_API_KEY", exit_code=1)
+    try:
+        names = [entry["id"] for entry in response.raise_for_status().json()["data"]]
+    except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
+        names = []  # an endpoint without a usable model list is legal; the first request will tell
+    if chosen is None:
+        if not names:
+            raise UserError(f"{base_url} lists no models: name one with MODEL or --model")
+        return Endpoint(base_url, key, names[0], "OPENAI_BASE_URL; first model it lists")
+    if names and chosen not in names:
+        raise UserError(f"{base_url} does not serve {chosen!r}; it lists {', '.join(names[:8])}")
+    return Endpoint(base_url, key, chosen, "OPENAI_BASE_URL")

@@ -1,0 +1,123 @@
+"""Constrained decoding: at every step, only tokens that can still lead to a valid output keep their logits.
+
+xgrammar compiles a JSON schema (or the tool-call format below) to an automaton over the tokenizer's vocabulary and
+answers, token by token, which ids may come next. Importing it takes about 3 s, so it is imported on first use.
+Source: Dong et al., "XGrammar: Flexible and Efficient Structured Generation Engine", 2024.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor
+
+from shared.errors import UserError
+from shared.tokenizer import ChatTokenizer
+
+TOOL_CALL_BEGIN = "<tool_call>\n"
+TOOL_CALL_END = "\n</tool_call>"
+
+
+class Matcher:
+    """The state of one constrained generation."""
+
+    def __init__(self, compiled: Any, vocabulary: int) -> None:
+        import xgrammar
+
+        self._matcher = xgrammar.GrammarMatcher(compiled)
+        self._bitmask = xgrammar.allocate_token_bitmask(1, vocabulary)
+        self._apply = xgrammar.apply_token_bitmask_inplace
+
+    def mask(self, logits: Tensor) -> Tensor:
+        """Return logits [vocabulary] with every token that cannot come next at -inf."""
+        self._matcher.fill_next_token_bitmask(self._bitmask)
+        masked = logits.clone()[None]
+        self._apply(masked, self._bitmask.to(masked.device))
+        return masked[0]
+
+    def accept(self, token: int) -> bool:
+        """Advance by one sampled token; return True when the output is complete."""
+        if not self._matcher.accept_token(token):
+            raise AssertionError(f"token {token} was sampled against the grammar's mask")
+        return bool(self._matcher.is_terminated())
+
+
+class GrammarCompiler:
+    """Compiles schemas for one tokenizer; compiled grammars are cached, because requests repeat them."""
+
+    def __init__(self, tokenizer: ChatTokenizer, vocabulary: int, eos: Sequence[int]) -> None:
+        import xgrammar
+
+        # Special tokens get no bytes: a constrained text must never contain an end-of-turn token spelt out.
+        table = [b"" if tokenizer.is_special(i) else piece for i, piece in enumerate(tokenizer.token_bytes)]
+        info = xgrammar.TokenizerInfo(table, vocab_size=vocabulary, stop_token_ids=list(eos))
+        self._compiler = xgrammar.GrammarCompiler(info, max_threads=1)
+        self._vocabulary = vocabulary
+        self.compile = lru_cache(maxsize=256)(self._compile)
+
+    def json_schema(self, schema: Mapping[str, Any]) -> Matcher:
+        """Output is one JSON value valid under `schema`. Raises UserError when the schema cannot be compiled."""
+        return Matcher(self.compile(_schema_grammar(schema)), self._vocabulary)
+
+    def json_object(self) -> Matcher:
+        """Output is any JSON object."""
+        return self.json_schema({"type": "object"})
+
+    def tool_calls(self, tools: Sequence[Mapping[str, Any]], *, required: bool, parallel: bool) -> Matcher:
+        """Output is tool calls with valid arguments: one (or more, if parallel) when required; else free text may
+        come first, and a call is held to its schema from the moment it begins.
+
+        tools: OpenAI tool objects, {"type": "function", "function": {"name", "parameters"}}.
+        """
+        tags = [
+            {
+                "type": "tag",
+                "begin": f'{TOOL_CALL_BEGIN}{{"name": {json.dumps(tool["function"]["name"])}, "arguments": ',
+                "content": {"type": "grammar", "grammar": _schema_grammar(parameters_of(tool))},
+                "end": "}" + TOOL_CALL_END,
+            }
+            for tool in tools
+        ]
+        if required:
+            layout = {"type": "tags_with_separator", "tags": tags, "separator": "\n", "at_least_one": True}
+        else:
+            layout = {"type": "triggered_tags", "triggers": ["<tool_call>"], "tags": tags}
+        layout["stop_after_first"] = not parallel
+        return Matcher(self.compile(json.dumps({"type": "structural_tag", "format": layout})), self._vocabulary)
+
+    def _compile(self, source: str) -> Any:
+        """source: EBNF, or a structural tag as JSON."""
+        try:
+            if source.startswith('{"type": "structural_tag"'):
+                return self._compiler.compile_structural_tag(source)
+            return self._compiler.compile_grammar(source)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"the schema cannot be compiled to a grammar: {str(error).splitlines()[0]}") from None
+
+
+def parameters_of(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The JSON schema of a tool's arguments; a tool without one takes no arguments."""
+    parameters: Mapping[str, Any] = tool["function"].get("parameters") or {"type": "object", "properties": {}}
+    return parameters
+
+
+@lru_cache(maxsize=256)
+def _grammar_of(schema: str) -> str:
+    import xgrammar
+
+    # One fixed layout (", " and ": ", as json.dumps writes): small models left free can emit whitespace for ever.
+    try:
+        return str(xgrammar.Grammar.from_json_schema(schema, any_whitespace=False, separators=(", ", ": ")))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the JSON schema is not supported: {str(error).splitlines()[0]}") from None
+
+
+def _schema_grammar(schema: Mapping[str, Any]) -> str:
+    import jsonschema
+
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise UserError(f"not a valid JSON schema: {error.message}") from None
+    return _grammar_of(json.dumps(schema))

@@ -1,0 +1,8 @@
+"""`python -m step1_foundations VERB`, the same program as the installed command `step1`."""
+
+from step1_foundations.cli import main
+
+if (
+    __name__ == "__main__"
+):  # a spawned child process imports this file under another name and must not start the program
+    main()
