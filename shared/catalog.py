@@ -34,6 +34,7 @@ class Package:
     sha256: str = ""
     files: dict[str, str] = field(default_factory=dict)
     archive: ArchiveKind = "wheel"
+    template: str = ""
 
     def __post_init__(self) -> None:
         """Raise ValueError for anything that could not be fetched, or not safely."""

@@ -24,6 +24,9 @@ if sys.platform != "win32":
     import fcntl
 
 
+_OWN_DIRECTORIES: set[Path] = set()  # temporary directories this process is filling right now
+
+
 def _lock(descriptor: int, *, wait: bool) -> bool:
     """Try to lock an open file or directory; False when another process holds it or the file system cannot lock."""
     if sys.platform == "win32":
@@ -74,7 +77,9 @@ def _temporary(target: Path, *, directory: bool) -> Iterator[Path]:
     held = None
     # Creating and locking are two calls. The parent's lock closes the gap, in which a neighbour's clean-up would take
     # the new temporary for a dead writer's.
-    parent = os.open(target.parent, os.O_RDONLY) if sys.platform != "win32" else None
+    # A temporary directory of our own needs no such care, and its lock is already taken: waiting for it would hang.
+    shared_parent = sys.platform != "win32" and target.parent not in _OWN_DIRECTORIES
+    parent = os.open(target.parent, os.O_RDONLY) if shared_parent else None
     try:
         if parent is not None:
             _lock(parent, wait=True)
@@ -83,15 +88,18 @@ def _temporary(target: Path, *, directory: bool) -> Iterator[Path]:
             path.mkdir()
         else:
             path.touch(exist_ok=False)  # not mkstemp, whose 0600 would make a README unreadable for others
-        if parent is not None:
+        if sys.platform != "win32":
             held = os.open(path, os.O_RDONLY)
             _lock(held, wait=False)
     finally:
         if parent is not None:
             os.close(parent)
+    if directory:
+        _OWN_DIRECTORIES.add(path)
     try:
         yield path
     finally:
+        _OWN_DIRECTORIES.discard(path)
         if path.exists():
             _remove(path)
         if held is not None:

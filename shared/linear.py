@@ -89,7 +89,9 @@ class QuantizedMatrix:
 
     def dequantize(self) -> Tensor:
         """Return the float32 matrix the blocks stand for."""
-        return self.rows(torch.arange(self.out_features))
+        blocks = self._blocks if self.tiles is None else native.untile(self.kind, self.tiles)[: self.out_features]
+        assert blocks is not None
+        return dequantize_q4_1(blocks) if self.kind == "q4_1" else dequantize_q8_0(blocks)
 
     def rows(self, ids: Tensor) -> Tensor:
         """Return the float32 rows `ids` [n] as [n, in]: an embedding lookup that unpacks only what it needs."""

@@ -135,10 +135,11 @@ def _from_catalog(name: str) -> Path:
 
     from shared import artifacts, catalog
 
+    artifact = catalog.find(name)
     source = artifacts.fetch(name)
-    if source.is_dir():
+    if source.is_dir() or isinstance(artifact, catalog.HubRepo):
         return source
-    template = Path(__file__).with_name("templates") / catalog.find(name).template
+    template = Path(__file__).with_name("templates") / artifact.template
     converter = Path(__file__).with_name("gguf_checkpoint.py")
     # A change of the converter or the template makes a new directory, so no stale conversion is ever read.
     key = _digest(source.name, converter.read_bytes(), template.read_bytes())

@@ -30,7 +30,7 @@ class ToolCallParser:
 
     def __init__(self) -> None:
         self._buffer = ""
-        self._seen_call = False
+        self._after_call = False  # line breaks after a call are layout, not content
 
     def feed(self, text: str) -> list[str | ToolCall]:
         """Return what became certain with this piece of text, in order."""
@@ -57,7 +57,7 @@ class ToolCallParser:
             if call is None:
                 found.append(whole)
             else:
-                self._seen_call = True
+                self._after_call = True
                 found.append(call)
 
     def close(self) -> list[str | ToolCall]:
@@ -67,10 +67,15 @@ class ToolCallParser:
         call = parse_call(rest[len(BEGIN) :]) if rest.startswith(BEGIN) else None
         if call is not None:
             return [call]
-        return [rest] if rest.strip() or (rest and not self._seen_call) else []
+        found: list[str | ToolCall] = []
+        self._text(found, rest)
+        return found
 
     def _text(self, found: list[str | ToolCall], text: str) -> None:
-        if text and not (self._seen_call and not text.strip()):  # line breaks between calls are layout, not content
+        if self._after_call:
+            text = text.lstrip()
+        if text:
+            self._after_call = False
             found.append(text)
 
 

@@ -2,7 +2,5 @@
 
 from step1_foundations.cli import main
 
-if (
-    __name__ == "__main__"
-):  # a spawned child process imports this file under another name and must not start the program
+if __name__ == "__main__":
     main()

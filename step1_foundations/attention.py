@@ -90,7 +90,7 @@ def name_heads(inspector: Inspector, vocabulary: int) -> list[Head]:
         total += probe_scores(inspector.run(once + once).maps, period)
     scores = total / PROBES
     return [
-        Head(layer, head, *row.tolist(), label=head_label(row))
+        Head(layer, head, float(row[0]), float(row[1]), float(row[2]), float(row[3]), head_label(row))
         for layer, heads in enumerate(scores)
         for head, row in enumerate(heads)
     ]
@@ -143,7 +143,7 @@ def print_attention(out: "Console", result: AttentionReport, chosen: Head) -> No
         out.print(line)
     count = Counter(h.label for h in result.heads)
     out.print("      " + ", ".join(f"{LETTERS[name]} {name} {count[name]}" for name in (*LABELS, "mixed")))
-    for name in ("previous", "induction"):
+    for name in ("previous", "induction"):  # the two that work together: one marks what came before, one copies
         best = max(result.heads, key=lambda h: getattr(h, name))
         out.print(f"      strongest {name}: layer {best.layer} head {best.head}, score {getattr(best, name):.2f}")
 

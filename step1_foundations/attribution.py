@@ -210,14 +210,13 @@ def print_ablation(out: "Console", result: AblationReport) -> None:
             cell = (" " if part == parts - 1 else "") + (glyph * max(1, width - 1)).ljust(width)
             line.append(cell, PALETTE["vermilion" if value < 0 else "blue"])
         out.print(line)
-    out.print(
-        f"      {DROP} less likely without it, {RISE} likelier; full scale {largest:.2f} nats, square-root steps\n"
-    )
-    ranked = sorted(
-        ((value, layer, part) for layer, row in enumerate(result.change) for part, value in enumerate(row)),
-        key=lambda entry: -abs(entry[0]),
-    )
-    for value, layer, part in ranked[:6]:
-        name = "MLP" if part == parts - 1 else f"head {part}"
-        out.print(f"  layer {layer:>2} {name:<8} {value:+.3f}")
+    out.print(f"      {DROP} less likely without it, {RISE} likelier; full scale {largest:.2f} nats, square root\n")
+    for kind, columns in (("heads", range(parts - 1)), ("MLPs", range(parts - 1, parts))):
+        ranked = sorted(
+            ((row[part], f"{layer}" if kind == "MLPs" else f"{layer}.{part}") for layer, row in enumerate(result.change)
+             for part in columns),
+            key=lambda entry: -abs(entry[0]),
+        )  # fmt: skip
+        named = "layer.head" if kind == "heads" else "layer"
+        out.print(f"{kind} ({named}): " + ", ".join(f"{name} {value:+.2f}" for value, name in ranked[:5]))
     out.print(f"\n{len(result.change) * parts} ablations in {result.seconds:.1f} s")

@@ -94,13 +94,23 @@ def embed(model: "LoadedModel", words: list[str]) -> EmbeddingReport:
                 for c, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
             ]
         )
-    labels = [(word, index, True) for index, word in enumerate(words)]
-    labels += [(n.piece, index, False) for index, group in enumerate(near) for n in group]
-    xy, explained = pca(torch.cat([vectors, *(matrix[[n.id for n in group]] for group in near)]))
+    labels: list[tuple[str, int, bool]] = [(word, index, True) for index, word in enumerate(words)]
+    placed = {i[0] for i in ids if len(i) == 1}  # a token that is near two words, or is a word, gets one point
+    others: list[int] = []
+    for index, group in enumerate(near):
+        for n in group:
+            if n.id not in placed:
+                placed.add(n.id)
+                others.append(n.id)
+                labels.append((n.piece, index, False))
+    xy, explained = pca(torch.cat([vectors, matrix[others]]))
     return EmbeddingReport(
         words=[Word(*row) for row in zip(words, ids, near, strict=True)],
         cosine=(vectors @ vectors.T).clamp(-1, 1).tolist(),
-        points=[Point(label, x, y, *rest) for (label, *rest), (x, y) in zip(labels, xy.tolist(), strict=True)],
+        points=[
+            Point(label, x, y, word, is_word)
+            for (label, word, is_word), (x, y) in zip(labels, xy.tolist(), strict=True)
+        ],
         explained=explained,
     )
 

@@ -8,6 +8,9 @@ restarted from any layer: what comes before an ablated layer does not change, so
     recording = inspector.run(ids)                       # recording.maps[layer, head, from, to]
     recording = inspector.run(ids, heads_off={(4, 2)}, mlps_off={7})
 
+With int8 and int4 weights the kernels for few rows round activations too, so on texts of fewer than DENSE_FROM_ROWS
+tokens a probability may differ from `next`'s in the second digit; float32 agrees to six.
+
 Used by attention.py (maps) and attribution.py (logit lens, ablation).
 """
 
@@ -56,6 +59,7 @@ class _Tape:
 class Inspector(Transformer):
     """A Transformer's weights with recording; make one with `Inspector.of`."""
 
+    fused = False  # the compiled one-token step of shared/native/fused.py has nothing to record
     adapter: Adapter | None
     _tape: _Tape | None
 
@@ -99,7 +103,7 @@ class Inspector(Transformer):
         """
         length = x.shape[0] // batch
         cos, sin = (table[:length, None].repeat(batch, 1, 1).to(x.dtype) for table in (self.cos, self.sin))
-        # A cache is where `attention` leaves its keys and values; no layer reads another's, so any run may start anywhere.
+        # `attention` leaves its keys and values in a cache; no layer reads another's, so a run may start anywhere.
         spans: list[tuple[KVCache, int, int]] = [(self.new_cache(length), 0, length) for _ in range(batch)]
         for index in range(first, self.config.layers if end is None else end):
             layer = self.layers[index]
@@ -123,7 +127,10 @@ class Inspector(Transformer):
 
     @torch.inference_mode()
     def add_heads(self, index: int, x: Tensor, mixed: Tensor) -> Tensor:
-        """Return x [tokens, hidden] plus what heads that read `mixed` [tokens, heads, head dim] write in block `index`."""
+        """Return x [tokens, hidden] plus what the heads of block `index` write.
+
+        mixed: [tokens, heads, head dim], what each of them read.
+        """
         return x + project(self.layers[index].output, mixed.flatten(1).to(x.dtype), self.lora(index).get("output"))
 
     @torch.inference_mode()

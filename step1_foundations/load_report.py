@@ -25,14 +25,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Component:
-    """One kind of weights, all layers together. read: bytes that one decoded token reads; prefill: bytes of a second,
-    dense copy that is used for many tokens at once (quantised models on a CPU keep one where memory allows).
+    """One kind of weights, all layers together.
+
+    prefill_bytes: a second, dense copy for many tokens at once, which quantised models keep where memory allows.
     """
 
     name: str
     parameters: int
-    read: int
-    prefill: int
+    bytes: int
+    prefill_bytes: int
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,11 @@ def measure_load(
     import torch  # noqa: F401  (only its time)
 
     imported = None if known else time.perf_counter() - start
+    from shared.config import settings
     from shared.models import load, resolve
-    from shared.models import settings as read_settings
 
     # Fetching and converting happen once per machine and would hide what a load costs.
-    resolve(model or read_settings().model)
+    resolve(model or settings().model)
     before = _memory()
     loaded = load(model, adapter, device, dtype, quiet=quiet)
     after = _memory()
@@ -108,7 +109,7 @@ def measure_load(
         context=config.context,
         kv_bytes_per_token=per_token,
         kv_bytes_full_context=per_token * config.context,
-        predicted=sum(part.read + part.prefill for part in parts) + rope,
+        predicted=sum(part.bytes + part.prefill_bytes for part in parts) + rope,
         measured=after[0] - before[0],
         private=private,
         mapped=mapped,
@@ -144,8 +145,8 @@ def _component(name: str, matrices: "list[Matrix]") -> Component:
     return Component(
         name,
         parameters=sum(m.out_features * m.in_features for m in matrices) + sum(b.numel() for b in biases),
-        read=sum(m.nbytes() for m in matrices) + sum(b.nbytes for b in biases),
-        prefill=sum(m.dense_nbytes() for m in matrices),
+        bytes=sum(m.nbytes() for m in matrices) + sum(b.nbytes for b in biases),
+        prefill_bytes=sum(m.dense_nbytes() for m in matrices),
     )
 
 
@@ -159,7 +160,7 @@ def _norms(transformer: "Transformer") -> Component:
 
 def _memory() -> tuple[int, int | None, int | None]:
     """Resident bytes of this process: all, private, and mapped from files (the last two on Linux only)."""
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     info = psutil.Process().memory_info()
     mapped: int | None = getattr(info, "shared", None)
@@ -184,12 +185,14 @@ def print_load(out: "Console", report: LoadReport) -> None:
     for name in ("parameters", "bytes", "prefill copy"):
         table.add_column(name, justify="right")
     for part in report.components:
-        table.add_row(part.name, f"{part.parameters:,}", size(part.read), size(part.prefill) if part.prefill else "–")
+        table.add_row(
+            part.name, f"{part.parameters:,}", size(part.bytes), size(part.prefill_bytes) if part.prefill_bytes else "–"
+        )
     table.add_row(
         "all",
         f"{report.parameters:,}",
-        size(sum(part.read for part in report.components)),
-        size(sum(part.prefill for part in report.components)),
+        size(sum(part.bytes for part in report.components)),
+        size(sum(part.prefill_bytes for part in report.components)),
         style="bold",
     )
     out.print(table)

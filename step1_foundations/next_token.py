@@ -82,7 +82,7 @@ def next_token(
 ) -> NextToken:
     """Return the distribution after the prompt `ids`, likeliest `count` tokens first.
 
-    The filters are those of shared/sampling.py, which generation draws from. Raises UserError for a filter out of range.
+    The filters are those of shared/sampling.py, which generation draws from. Raises UserError for one out of range.
     """
     from shared.sampling import filtered_probabilities
 
@@ -200,7 +200,8 @@ def print_next(out: "Console", result: NextToken) -> None:
         t = result.target
         # Quotation marks, and no markup: a piece may hold [brackets].
         out.print(
-            f"target {visible(t.text)!r}: rank {t.rank:,}, probability {t.probability:.4g}, log-probability {t.logprob:.3f}"
-            + (f"; all {len(t.ids)} tokens {t.joint_logprob:.3f}" if len(t.ids) > 1 else ""),
+            f"target {visible(t.text)!r}: rank {t.rank:,}, probability {t.probability:.4g}, "
+            f"log-probability {t.logprob:.3f}"
+            + (f"; of all its {len(t.ids)} tokens {t.joint_logprob:.3f}" if len(t.ids) > 1 else ""),
             markup=False,
         )

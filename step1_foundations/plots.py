@@ -25,6 +25,8 @@ from step1_foundations.tokens import visible
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Numbers = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
 
 @contextmanager
 def figure(path: Path, width: float, height: float) -> Iterator["Figure"]:
@@ -68,6 +70,7 @@ def plot_embeddings(result: EmbeddingReport, path: Path) -> None:
             )
         axes.set_xlabel(f"first principal component ({result.explained[0]:.0%} of the variance)")
         axes.set_ylabel(f"second ({result.explained[1]:.0%})")
+        axes.margins(0.12)  # room for the labels at the edge
         axes.set_title("Words and their nearest neighbours in the embedding matrix")
 
 
@@ -84,8 +87,10 @@ def plot_attention(result: AttentionReport, chosen: Head, path: Path) -> None:
             y, x = layer * (size + gap), head * (size + gap)
             sheet[y : y + size, x : x + size] = maps[layer, head]
     # One picture for all heads: hundreds of axes would take matplotlib minutes.
-    with figure(path, 13, max(5.0, min(16.0, 6 * layers / heads))) as canvas:
-        left, right = canvas.subplots(1, 2, width_ratios=[1, 1.15])
+    height = max(5.0, min(14.0, 4.5 * layers / heads))
+    width = min(10.0, height * heads / layers)
+    with figure(path, width + 8, height) as canvas:
+        left, right = canvas.subplots(1, 2, width_ratios=[width, 7])
         left.imshow(sheet, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
         step = size + gap
         left.set_xticks([h * step + size / 2 for h in range(heads)], [str(h) for h in range(heads)])
@@ -101,10 +106,10 @@ def plot_attention(result: AttentionReport, chosen: Head, path: Path) -> None:
         right.set_xticks(range(size), labels, rotation=90, fontsize=font)
         right.set_yticks(range(size), labels, fontsize=font)
         right.set_title(f"Layer {chosen.layer}, head {chosen.head} ({chosen.label}): each row looks at the columns")
-        canvas.colorbar(image, ax=right, shrink=0.6, label="attention")
+        canvas.colorbar(image, ax=right, location="bottom", shrink=0.5, label="attention")
 
 
-def dense_maps(result: AttentionReport) -> "np.ndarray[tuple[int, int, int, int], np.dtype[np.float64]]":
+def dense_maps(result: AttentionReport) -> Numbers:
     """The report's ragged maps as one array [layers, heads, tokens, tokens], zero above the diagonal."""
     size = len(result.tokens)
     maps = np.zeros((len(result.maps), len(result.maps[0]), size, size))
@@ -117,7 +122,7 @@ def dense_maps(result: AttentionReport) -> "np.ndarray[tuple[int, int, int, int]
 
 def plot_ablation(result: AblationReport, path: Path) -> None:
     """The change of the target's log-probability per layer and part; vermilion: the target needs that part."""
-    from matplotlib.colors import LinearSegmentedColormap, SymLogNorm
+    from matplotlib.colors import FuncNorm, LinearSegmentedColormap
 
     change = np.array(result.change)
     largest = float(np.abs(change).max()) or 1.0
@@ -125,12 +130,21 @@ def plot_ablation(result: AblationReport, path: Path) -> None:
     layers, parts = change.shape
     with figure(path, max(5.0, 0.45 * parts + 2), max(4.0, 0.24 * layers + 1.5)) as canvas:
         axes = canvas.add_subplot()
-        # Linear near zero, logarithmic beyond: one part of layer 0 often outweighs all others.
-        norm = SymLogNorm(linthresh=largest / 20, vmin=-largest, vmax=largest)
+        # The square root spreads the scale: one part in layer 0 often moves more than all others together.
+        norm = FuncNorm((_signed_root, _signed_square), vmin=-largest, vmax=largest)
         image = axes.imshow(change, cmap=colours, norm=norm, aspect="auto")
         axes.set_xticks(range(parts), [*map(str, range(parts - 1)), "MLP"])
         axes.set_yticks(range(layers))
         axes.set_xlabel("head switched off")
         axes.set_ylabel("layer")
         axes.set_title(f"Change of log P({visible(result.target)!r}), nats", fontsize=10)
-        canvas.colorbar(image, ax=axes)
+        ticks = [sign * share * largest for sign in (-1, 1) for share in (1, 0.5, 0.2, 0.05)]
+        canvas.colorbar(image, ax=axes, ticks=[*ticks, 0.0], format=lambda value, _: f"{value:+.2g}")
+
+
+def _signed_root(x: Numbers) -> Numbers:
+    return np.sign(x) * np.sqrt(np.abs(x))
+
+
+def _signed_square(x: Numbers) -> Numbers:
+    return np.sign(x) * np.square(x)

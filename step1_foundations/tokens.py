@@ -134,7 +134,7 @@ def _with_added(tokenizer: ChatTokenizer, text: str, tokens: list[Token]) -> lis
 
 
 def visible(piece: str) -> str:
-    """Return a piece with white space drawn (· for a space, ⏎ for a line end, ⇥ for a tab) and control characters escaped."""
+    """Return a piece with white space drawn (· space, ⏎ line end, ⇥ tab) and control characters escaped."""
     drawn = piece.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥")
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in drawn)
 
@@ -160,10 +160,10 @@ def print_tokens(out: "Console", result: Tokenization) -> None:
     out.print(table)
     mine = sum(token.source == "text" for token in result.tokens)
     others = len(result.tokens) - mine
+    around = f" + {others} around them" if others else ""
     out.print(
-        f"\n{mine} tokens{f' + {others} around them' if others else ''}, {result.characters_per_token:.2f} characters and "
-        f"{result.bytes_per_token:.2f} bytes per token; vocabulary {result.vocabulary:,}",
-        soft_wrap=False,
+        f"\n{mine} tokens{around}, {result.characters_per_token:.2f} characters and "
+        f"{result.bytes_per_token:.2f} bytes each\nvocabulary {result.vocabulary:,}"
     )
 
 

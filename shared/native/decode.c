@@ -63,7 +63,8 @@ static float *place(const model *m, const sequence *s, int rows, const lora *ada
     const int64_t mixed = (int64_t)m->heads * m->head_dim, widest = most(most(m->hidden, mixed), m->mlp);
     int64_t rank = 0, longest = 0;
     for (int i = 0; adapter && i < m->layer_count * MATRICES; i++) rank = most(rank, adapter[i].rank);
-    for (int r = 0; r < rows; r++) longest = most(longest, s[r].position + 1);
+    /* + threads: a smaller team than planned has longer shares, see decode_step */
+    for (int r = 0; r < rows; r++) longest = most(longest, s[r].position + 1 + threads);
     b->qkv = take(&base, rows * (m->heads + 2 * m->kv_heads) * (int64_t)m->head_dim);
     b->gate_up = take(&base, rows * 2 * (int64_t)m->mlp);
     b->act = take(&base, rows * (int64_t)m->mlp);

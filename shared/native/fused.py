@@ -73,7 +73,7 @@ def supports(model: "Transformer") -> bool:
 
 
 class FusedDecoder:
-    """The pointers decode.c needs, collected once per model and once per adapter. Not safe for two threads at once."""
+    """The pointers decode.c needs, collected once per model and once per adapter."""
 
     def __init__(self, model: "Transformer") -> None:
         assert supports(model)
@@ -90,7 +90,6 @@ class FusedDecoder:
         )  # fmt: skip
         # By id, checked against a weak reference: adapters are unhashable and may be dropped at any time.
         self._adapters: dict[int, tuple[weakref.ref[Adapter], Any]] = {}
-        self._workspace = torch.empty(0)
 
     def step(self, x: Tensor, caches: Sequence["KVCache"], adapter: Adapter | None = None) -> Tensor:
         """Return final hidden states [rows, hidden]; append one key and value per layer to each cache.
@@ -108,13 +107,10 @@ class FusedDecoder:
         )
         lora = None if adapter is None else self._lora(adapter)
         model, rows, threads = ctypes.byref(self._model), len(caches), torch.get_num_threads()
-        needed = self._library.decode_workspace(model, lora, sequences, rows, threads)
-        if self._workspace.numel() < needed:
-            self._workspace = torch.empty(2 * needed)  # doubled, so that a growing context seldom allocates
+        # Allocated per step, which costs two microseconds and lets several threads decode at once.
+        workspace = torch.empty(self._library.decode_workspace(model, lora, sequences, rows, threads))
         x = x.clone(memory_format=torch.contiguous_format)
-        self._library.decode_step(
-            model, lora, sequences, rows, threads, x.data_ptr(), self._workspace.data_ptr()
-        )  # fmt: skip
+        self._library.decode_step(model, lora, sequences, rows, threads, x.data_ptr(), workspace.data_ptr())
         return x
 
     def _layer(self, layer: "Layer") -> _CLayer:

@@ -190,3 +190,11 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         atomic_write(target, "new")
     assert target.read_text() == "old"
     assert temporaries(tmp_path) == []
+
+
+def test_atomic_write_inside_atomic_directory_does_not_wait_for_itself(tmp_path: Path) -> None:
+    with atomic_directory(tmp_path / "outer") as folder:
+        atomic_write(folder / "inner.txt", "here")
+        atomic_write(folder / "sub" / "inner.txt", "there")
+    assert (tmp_path / "outer" / "inner.txt").read_text() == "here"
+    assert (tmp_path / "outer" / "sub" / "inner.txt").read_text() == "there"
