@@ -108,9 +108,11 @@ def _grammar_of(schema: str) -> str:
 
     # One fixed layout (", " and ": ", as json.dumps writes): small models left free can emit whitespace for ever.
     try:
-        return str(xgrammar.Grammar.from_json_schema(schema, any_whitespace=False, separators=(", ", ": ")))
+        grammar = str(xgrammar.Grammar.from_json_schema(schema, any_whitespace=False, separators=(", ", ": ")))
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the JSON schema is not supported: {str(error).splitlines()[0]}") from None
+    # xgrammar 0.2.8 lets raw control characters into strings with minLength or maxLength, which JSON forbids.
+    return grammar.replace(r'[^\"\\\r\n]', r'[^\0-\x1f\"\\\r\n]')
 
 
 def _schema_grammar(schema: Mapping[str, Any]) -> str:

@@ -96,8 +96,8 @@ class QuantizedMatrix:
     def rows(self, ids: Tensor) -> Tensor:
         """Return the float32 rows `ids` [n] as [n, in]: an embedding lookup that unpacks only what it needs."""
         if self.tiles is not None:
-            tiles = self.tiles[ids // native.TILE]
-            blocks = native.untile(self.kind, tiles).unflatten(0, (-1, native.TILE))[torch.arange(len(ids)), ids % native.TILE]
+            eights = native.untile(self.kind, self.tiles[ids // native.TILE]).unflatten(0, (-1, native.TILE))
+            blocks = eights[torch.arange(len(ids)), ids % native.TILE]
         else:
             assert self._blocks is not None
             blocks = self._blocks[ids]

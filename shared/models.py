@@ -23,7 +23,7 @@ from shared.errors import UserError
 from shared.linear import DENSE_FROM_ROWS, DenseMatrix, Matrix, QuantizedMatrix
 from shared.lora import FUSED, Adapter, load_adapter
 from shared.model_config import ModelConfig, read_config
-from shared.quantization import GROUP, quantize_q4_1, quantize_q8_0
+from shared.quantization import GROUP, dequantize_q4_1, dequantize_q8_0, quantize_q4_1, quantize_q8_0
 from shared.terminal import say
 from shared.tokenizer import ChatTokenizer
 from shared.transformer import Layer, Transformer
@@ -168,7 +168,11 @@ def published_int4(directory: Path) -> bool:
 
 def choose_device(asked: str) -> Choice:
     """Pick cuda, mps or cpu. Raises UserError when the one asked for is not there."""
-    present: dict[str, Callable[[], bool]] = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    present: dict[str, Callable[[], bool]] = {
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+        "cpu": lambda: True,
+    }
     if asked == "auto":
         found = next(name for name in ("cuda", "mps", "cpu") if present[name]())
         return Choice("device", found, "best one here" if found != "cpu" else "no CUDA or Apple GPU found")
@@ -254,11 +258,28 @@ def _load_weights(
         embedding = _embedding(weights, "model.embed_tokens", matrix, dtype)
         tied = config.tied_head or "lm_head.weight" not in weights
         head = embedding if tied else _embedding(weights, "lm_head", matrix, dtype)
+        _check_shapes(config, embedding, layers, head)
         return Transformer(config, embedding, layers, vector("model.norm.weight"), head, compute), notes
     except KeyError as error:
         raise UserError(f"{directory}: the checkpoint has no tensor {error}") from None
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{directory}: the weights do not fit config.json: {error}") from None
+
+
+def _check_shapes(config: ModelConfig, embedding: Matrix, layers: list[Layer], head: Matrix) -> None:
+    """Raise ValueError when a matrix is not what config.json says; most would otherwise fail late, or not at all."""
+    heads = config.heads * config.head_dim
+    expected = {
+        "qkv": (heads + 2 * config.kv_heads * config.head_dim, config.hidden),
+        "output": (config.hidden, heads),
+        "gate_up": (2 * config.mlp, config.hidden),
+        "down": (config.hidden, config.mlp),
+    }
+    found = {(name, getattr(layer, name)) for layer in layers for name in expected}
+    for name, matrix in [*found, ("embedding", embedding), ("head", head)]:
+        shape = expected.get(name, (config.vocabulary, config.hidden))
+        if (matrix.out_features, matrix.in_features) != shape:
+            raise ValueError(f"{name} is {matrix.out_features}×{matrix.in_features}, expected {shape[0]}×{shape[1]}")
 
 
 def _embedding(weights: "_Checkpoint", name: str, matrix: Callable[..., Matrix], dtype: str) -> Matrix:
@@ -275,7 +296,9 @@ def _quantized(
     weights: "_Checkpoint", names: tuple[str, ...], dtype: str, device: torch.device, dense: torch.dtype | None
 ) -> QuantizedMatrix:
     """One fused quantised matrix: published blocks where the checkpoint has them, otherwise rounded here."""
-    kind, quantize = ("q4_1", quantize_q4_1) if dtype == "int4" else ("q8_0", quantize_q8_0)
+    kind, quantize, dequantize = (
+        ("q4_1", quantize_q4_1, dequantize_q4_1) if dtype == "int4" else ("q8_0", quantize_q8_0, dequantize_q8_0)
+    )
     floats: Tensor | None = None
     published = [weights.blocks(name, kind) for name in names]
     if dense is not None or any(b is None for b in published):
@@ -285,6 +308,7 @@ def _quantized(
     else:
         assert floats is not None
         blocks = quantize(floats)
+        floats = dequantize(blocks)  # prefill must see the same rounded weights as decoding
     bias = weights.bias(names, device, torch.float32 if device.type == "cpu" else torch.bfloat16)
     copy = floats.to(device, dense) if dense is not None and floats is not None else None
     return QuantizedMatrix(kind, blocks.to(device), bias, copy)

@@ -76,9 +76,7 @@ def create_app(served: "engine.Engine", api_key: str | None = None) -> FastAPI:
         if api_key and not hmac.compare_digest(given.encode(), api_key.encode()):
             raise ApiError("Incorrect API key provided.", status=401, code="invalid_api_key")
 
-    app = FastAPI(
-        title="llm-engineer-roadmap embedded engine", lifespan=lifespan, dependencies=[Depends(authenticate)]
-    )
+    app = FastAPI(title="llm-engineer-roadmap embedded engine", lifespan=lifespan, dependencies=[Depends(authenticate)])
     _add_errors(app)
 
     @app.get("/health")

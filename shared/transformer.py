@@ -21,7 +21,7 @@ from torch import Tensor
 from shared.linear import DenseMatrix, Matrix, QuantizedMatrix
 from shared.lora import Adapter
 from shared.model_config import ModelConfig
-from shared.native import fused
+from shared.native.fused import MAX_ROWS, FusedDecoder, supports
 from shared.rope import rope_table
 
 
@@ -76,19 +76,25 @@ class KVCache:
 
 
 class Transformer:
-    """Weights and forward pass. Not an nn.Module: inference needs neither gradients nor hooks, and reads better without."""
+    """Weights and forward pass. Not an nn.Module: inference needs neither gradients nor hooks, and reads better so."""
 
-    # Whether a step of one token per sequence may run compiled (shared/native/fused.py): the same numbers, about three
-    # times as fast. A subclass that overrides parts of the loop below sets this to False, or it would not be asked.
+    # Whether a step of one token per sequence may run compiled (shared/native/fused.py): the loop of `forward`, three
+    # to five times as fast. A subclass that overrides parts of that loop sets this to False, or it would not be asked.
     fused = True
 
     def __init__(
-        self, config: ModelConfig, embedding: Matrix, layers: list[Layer], norm: Tensor, head: Matrix, dtype: torch.dtype
+        self,
+        config: ModelConfig,
+        embedding: Matrix,
+        layers: list[Layer],
+        norm: Tensor,
+        head: Matrix,
+        dtype: torch.dtype,
     ) -> None:
         self.config, self.embedding, self.layers, self.norm, self.head = config, embedding, layers, norm, head
         self.dtype, self.device = dtype, norm.device
         self.cos, self.sin = (table.to(norm.device) for table in rope_table(config))
-        self._decoder: fused.FusedDecoder | None = None
+        self._decoder: FusedDecoder | None = None
 
     def new_cache(self, capacity: int = 256) -> KVCache:
         """Return an empty KV cache for one sequence."""
@@ -104,7 +110,7 @@ class Transformer:
         caches, lengths: one KV cache and one number of new tokens per sequence; sum(lengths) == tokens.
         """
         x = self.embed(ids)
-        if self.fused and len(lengths) <= fused.MAX_ROWS and all(count == 1 for count in lengths) and self._can_fuse:
+        if self.fused and len(lengths) <= MAX_ROWS and set(lengths) == {1} and self._can_fuse:
             return self._decode(x, caches, adapter)
         spans = [(cache, cache.length, count) for cache, count in zip(caches, lengths, strict=True)]
         positions = torch.cat([torch.arange(start, start + count) for _, start, count in spans]).to(self.device)
@@ -121,12 +127,12 @@ class Transformer:
 
     @cached_property
     def _can_fuse(self) -> bool:
-        return fused.supports(self)
+        return supports(self)
 
     def _decode(self, x: Tensor, caches: Sequence[KVCache], adapter: Adapter | None) -> Tensor:
         """What the loop above does, for one new token per cache, in one call of C."""
         if self._decoder is None:
-            self._decoder = fused.FusedDecoder(self)
+            self._decoder = FusedDecoder(self)
         for cache in caches:
             cache.reserve(1)
         x = self._decoder.step(x, caches, adapter)

@@ -276,6 +276,34 @@ def ablate(
     finish(asdict(result), json, output)
 
 
+@app.command()
+def report(
+    text: Text,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="HTML", help="The page.")] = Path("out/report.html"),
+    chat: Chat = False,
+    target: Annotated[
+        str | None, typer.Option(metavar="WORD", show_default="the likeliest next word", help="The answer to explain.")
+    ] = None,
+    model: Model = None,
+    adapter: Adapter = None,
+    device: Device = None,
+    dtype: DType = None,
+    json: Json = False,
+) -> None:
+    """Write all of the above about TEXT as one interactive page.
+
+    Example: step1 report "The capital of France is" -o report.html
+    """
+    from step1_foundations.report import write_report
+
+    loaded = open_model(model, adapter, device, dtype, json)
+    write_report(output, loaded, text, chat=chat, target=target)
+    if json:
+        print_json({"report": str(output), "bytes": output.stat().st_size})
+    else:
+        console().print(f"report: {output}", markup=False, soft_wrap=True)
+
+
 def main() -> None:
     """Run the program: errors become one line on stderr and an exit code."""
     run(app)

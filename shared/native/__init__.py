@@ -26,7 +26,7 @@ from shared.config import settings
 FOLDER = Path(__file__).parent
 SOURCES = [FOLDER / "matvec.c", FOLDER / "decode.c"]
 # -ffast-math lets sums be reordered; the C code has no NaN logic to break and keeps away from infinities.
-FLAGS = ["-O3", "-march=native", "-ffast-math", "-fPIC", "-shared"]
+FLAGS = ["-O3", "-march=native", "-ffast-math", "-fPIC"]
 KINDS = {"q4_1": 0, "q8_0": 1}  # as in kernels.h
 TILE = 8  # outputs stored together
 
@@ -45,8 +45,12 @@ class CMatrix(ctypes.Structure):
 
 @lru_cache(maxsize=1)
 def library() -> tuple[ctypes.CDLL | None, str]:
-    """Return (library, reason). The library is None when it cannot be used here; the reason says why, or how it was built."""
-    if platform.machine() not in {"x86_64", "AMD64"} or torch.backends.cpu.get_cpu_capability() not in {"AVX2", "AVX512"}:
+    """Return (library, reason).
+
+    The library is None when it cannot be used here; the reason says why, or how it was built.
+    """
+    vectors = torch.backends.cpu.get_cpu_capability()
+    if platform.machine() not in {"x86_64", "AMD64"} or vectors not in {"AVX2", "AVX512"}:
         return None, f"the native kernel is for x86 with AVX2, this is {platform.machine()}"
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
@@ -126,15 +130,16 @@ def _build(compiler: str, threading: list[str]) -> Path:
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    # A private file and an atomic rename: two processes may build at once, and a kill leaves no half library.
-    handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".so")
-    os.close(handle)
-    try:
-        command = [compiler, *flags, *map(str, SOURCES), "-o", temporary, "-lm"]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-        os.replace(temporary, target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    # A private folder and an atomic rename: two processes may build at once, and a kill leaves no half library.
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        # Compiled and linked apart: linking with -ffast-math adds start-up code that makes the whole process, NumPy
+        # included, flush subnormal numbers to zero.
+        objects = [f"{path.stem}.o" for path in SOURCES]
+        compiling = [compiler, *flags, "-c", *map(str, SOURCES)]
+        linking = [compiler, "-shared", *threading, *objects, "-o", "kernels.so", "-lm"]
+        for command in (compiling, linking):
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120, cwd=folder)
+        os.replace(Path(folder) / "kernels.so", target)
     return target
 
 

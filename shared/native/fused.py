@@ -101,9 +101,11 @@ class FusedDecoder:
         assert len({id(cache) for cache in caches}) == len(caches), "a sequence cannot be in one step twice"
         for cache in caches:
             assert cache.length < self.config.context, "the context is full"
-            assert cache.length < cache.keys.shape[2] and cache.keys.is_contiguous() and cache.values.is_contiguous()
+            assert cache.length < cache.keys.shape[2], "reserve room first"
+            assert cache.keys.is_contiguous()
+            assert cache.values.is_contiguous()
         sequences = (_CSequence * len(caches))(
-            *((c.keys.data_ptr(), c.values.data_ptr(), c.keys.shape[2], c.length) for c in caches)
+            *(_CSequence(c.keys.data_ptr(), c.values.data_ptr(), c.keys.shape[2], c.length) for c in caches)
         )
         lora = None if adapter is None else self._lora(adapter)
         model, rows, threads = ctypes.byref(self._model), len(caches), torch.get_num_threads()
@@ -117,10 +119,10 @@ class FusedDecoder:
         matrices = []
         for name in FUSED:
             m = getattr(layer, name)
-            tiles = m.tiles
-            self._tensors.append(tiles)
+            self._tensors.append(m.tiles)
             bias = None if m.bias is None else self._vector(m.bias)
-            matrices.append(native.CMatrix(tiles.data_ptr(), bias, native.KINDS[m.kind], m.out_features, tiles.shape[1]))
+            tiles, groups = m.tiles.data_ptr(), m.tiles.shape[1]
+            matrices.append(native.CMatrix(tiles, bias, native.KINDS[m.kind], m.out_features, groups))
         norms = [layer.attention_norm, layer.mlp_norm, layer.query_norm, layer.key_norm]
         pointers = [None if norm is None else self._vector(norm) for norm in norms]
         return _CLayer(*pointers, (native.CMatrix * 4)(*matrices))
@@ -140,7 +142,9 @@ class FusedDecoder:
                 if a is None or b is None:
                     entries.append(_CLora(None, None, 0))
                     continue
-                assert a.dtype == b.dtype == torch.float32 and a.is_contiguous() and b.is_contiguous()
+                assert a.dtype == b.dtype == torch.float32
+                assert a.is_contiguous()
+                assert b.is_contiguous()
                 entries.append(_CLora(a.data_ptr(), b.data_ptr(), a.shape[0]))
         array = (_CLora * len(entries))(*entries)
         self._adapters = {key: value for key, value in self._adapters.items() if value[0]() is not None}

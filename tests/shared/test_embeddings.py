@@ -189,13 +189,13 @@ def test_bad_directories_are_user_errors(tiny: Path, tmp_path: Path) -> None:
     cases: dict[str, dict[str, str | None]] = {
         "no config.json": {"config.json": None},
         "not valid JSON": {"config.json": "{"},
-        "only BERT models": {"config.json": '{"model_type": "mpnet"}'},
+        "use a BERT": {"config.json": '{"model_type": "mpnet"}'},
         "lacks": {"config.json": json.dumps(config)},
         "no model.safetensors": {"model.safetensors": None},
         "damaged": {"model.safetensors": "x"},
         "no tokenizer.json": {"tokenizer.json": None},
         "cannot be read": {"tokenizer.json": "{}"},
-        "does not pool by the mean": {"1_Pooling/config.json": '{"pooling_mode_cls_token": true}'},
+        "does not pool by the mean alone": {"1_Pooling/config.json": '{"pooling_mode_cls_token": true}'},
         "not supported": {"modules.json": '[{"type": "sentence_transformers.models.Dense"}]'},
         "no tensor": {"config.json": (tiny / "config.json").read_text().replace('_layers": 2', '_layers": 3')},
     }

@@ -1,0 +1,82 @@
+"""connect(): embedded or remote, chosen by one variable, with clear errors."""
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from shared.config import settings
+from shared.endpoint import connect, is_loopback, listen
+from shared.errors import UserError
+
+
+@pytest.fixture
+def fake_endpoint() -> Iterator[str]:
+    """A fake of a hosted endpoint: lists two models to who brings the key, nothing else."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            allowed = self.headers.get("authorization") == "Bearer right"
+            body = json.dumps({"data": [{"id": "big"}, {"id": "small"}]} if allowed else {"error": {}}).encode()
+            self.send_response(200 if allowed else 401)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1/"
+    server.shutdown()
+
+
+def remote(monkeypatch: pytest.MonkeyPatch, url: str, **variables: str) -> None:
+    for name, value in {"OPENAI_BASE_URL": url, **variables}.items():
+        monkeypatch.setenv(name, value)
+    settings.cache_clear()
+
+
+def test_embedded_by_default(tiny_llama: Path) -> None:
+    with connect(str(tiny_llama), quiet=True) as endpoint:
+        assert endpoint.engine is not None
+        body = {"model": endpoint.model, "prompt": "the cat", "max_tokens": 3}
+        assert httpx.post(f"{endpoint.base_url}/completions", json=body).status_code == 200
+        url = endpoint.base_url
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/models")
+
+
+def test_remote_when_the_variable_is_set(fake_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote(monkeypatch, fake_endpoint, OPENAI_API_KEY="right")
+    with connect(quiet=True) as endpoint:
+        assert (endpoint.base_url, endpoint.model, endpoint.engine) == (fake_endpoint.rstrip("/"), "big", None)
+    with connect("small", quiet=True) as endpoint:
+        assert endpoint.model == "small"
+    with pytest.raises(UserError, match="does not serve 'huge'; it lists big, small"), connect("huge"):
+        pass
+
+
+def test_remote_errors_name_the_fix(fake_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote(monkeypatch, fake_endpoint, OPENAI_API_KEY="wrong")
+    with pytest.raises(UserError, match="set OPENAI_API_KEY"), connect():
+        pass
+    remote(monkeypatch, "http://127.0.0.1:9/v1")
+    with pytest.raises(UserError, match="does not answer"), connect():
+        pass
+
+
+def test_a_taken_port_is_a_sentence() -> None:
+    with listen("127.0.0.1", 0) as taken:
+        taken.listen()
+        with pytest.raises(UserError, match="choose another --port"):
+            listen("127.0.0.1", taken.getsockname()[1])
+
+
+def test_loopback() -> None:
+    assert all(map(is_loopback, ("127.0.0.1", "127.8.8.8", "::1", "localhost")))
+    assert not any(map(is_loopback, ("0.0.0.0", "192.168.1.1", "::", "example.org")))
