@@ -8,10 +8,6 @@ So `openai`, `langchain-openai`, `curl` and everything else that speaks the prot
         client.chat.completions.create(model=endpoint.model, messages=[…])
 """
 
-import ipaddress
-import socket
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +53,7 @@ def connect(model: str | None = None, adapters: Sequence[Path] = (), *, quiet: b
 
     from shared.engine import Engine
     from shared.models import load
+    from shared.openai_server import serve
 
     loaded = load(model, quiet=quiet)
     for directory in adapters:
@@ -64,49 +61,6 @@ def connect(model: str | None = None, adapters: Sequence[Path] = (), *, quiet: b
     engine = Engine(loaded)
     with serve(engine) as base_url:
         yield Endpoint(base_url, "unused", loaded.name, "OPENAI_BASE_URL is not set: embedded engine", engine)
-
-
-@contextmanager
-def serve(engine: "Engine") -> Iterator[str]:
-    """Serve an engine on a free loopback port from a thread of this process; yield its base URL."""
-    import uvicorn
-
-    from shared.openai_server import create_app
-
-    listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(create_app(engine), log_level="warning", timeout_graceful_shutdown=2))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="openai-server", daemon=True)
-    thread.start()
-    try:
-        while not server.started:
-            if not thread.is_alive():
-                raise UserError("the embedded server did not start", exit_code=1)
-            time.sleep(0.005)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a bound socket. Raises UserError when the port is taken or the address is not this machine's."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((host, port))
-    except OSError as error:
-        bound.close()
-        raise UserError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
-    return bound
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address can be reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _remote(base_url: str, key: str, chosen: str | None) -> Endpoint:

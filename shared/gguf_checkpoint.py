@@ -130,7 +130,7 @@ def _write_tokenizer(directory: Path, fields: dict[str, Any]) -> None:
         raise UserError(f"GGUF tokenizer {kind}/{rules} is not known here, only gpt2/smollm")
     tokens: list[str] = fields["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))  # type: ignore[misc]
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
     # "smollm" splits every digit off first. transformers 5.19's own GGUF reader leaves that out, and then tokenizes
     # two spaces before a number differently from the published tokenizer.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -112,7 +112,7 @@ def _grammar_of(schema: str) -> str:
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the JSON schema is not supported: {str(error).splitlines()[0]}") from None
     # xgrammar 0.2.8 lets raw control characters into strings with minLength or maxLength, which JSON forbids.
-    return grammar.replace(r'[^\"\\\r\n]', r'[^\0-\x1f\"\\\r\n]')
+    return grammar.replace(r"[^\"\\\r\n]", r"[^\0-\x1f\"\\\r\n]")
 
 
 def _schema_grammar(schema: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from shared.tool_calls import ToolCall, ToolCallParser
 if TYPE_CHECKING:
     import numpy as np
 
-    from shared.engine import Event, Generation, TokenLogprob
+    from shared.generation import Event, Generation, TokenLogprob
 
 
 class Writer(Protocol):

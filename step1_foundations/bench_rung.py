@@ -178,7 +178,7 @@ def _batch_speed(engine: Any, ids: list[int]) -> float:
     """Tokens per second of BATCH requests answered together by the engine's own loop."""
     import queue
 
-    from shared.engine import Request
+    from shared.generation import Request
     from shared.sampling import Sampling
 
     def run() -> float:
@@ -200,8 +200,8 @@ def _http_cost(engine: Any, ids: list[int]) -> dict[str, Any]:
     """Milliseconds that HTTP adds to a one-token request, and decode tok/s of a stream."""
     import httpx
 
-    from shared.endpoint import serve
-    from shared.engine import Request
+    from shared.openai_server import serve
+    from shared.generation import Request
     from shared.sampling import Sampling
 
     direct, over_http, streamed = [], [], []

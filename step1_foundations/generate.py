@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shared.engine import Engine, Event, Request
+from shared.engine import Engine
 from shared.errors import UserError
 from shared.files import atomic_write
+from shared.generation import Event, Request
 from shared.models import LoadedModel
 from shared.sampling import Sampling
 from shared.terminal import console

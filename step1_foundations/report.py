@@ -48,9 +48,7 @@ Step = Callable[[str], None]
 Track = Callable[[range], Iterable[int]]
 
 
-def write_report(
-    path: Path, model: "LoadedModel", text: str, *, chat: bool = False, target: str | None = None
-) -> None:
+def write_report(path: Path, model: "LoadedModel", text: str, *, chat: bool = False, target: str | None = None) -> None:
     """Analyse `text` and write the page to `path`; arguments and errors as `build_report`.
 
     Raises UserError also when the file cannot be written there, before any work where that is visible beforehand.
@@ -101,7 +99,7 @@ def collect(model: "LoadedModel", text: str, *, chat: bool = False, target: str 
         return {
             "text": text,
             "made": made(model),
-            "commands": commands(model, text, chat, target, parts["target"]),
+            "commands": commands(model, text, tokenization.text, chat, target, parts["target"]),
             "load": load_data(model),
             "tokens": token_data(model, tokenization),
             "next": distribution,
@@ -151,8 +149,11 @@ def made(model: "LoadedModel") -> dict[str, Any]:
     }
 
 
-def commands(model: "LoadedModel", text: str, chat: bool, target: str | None, word: str) -> dict[str, str]:
-    """The exact command behind each section, with the options this page was made with."""
+def commands(model: "LoadedModel", text: str, prompt: str, chat: bool, target: str | None, word: str) -> dict[str, str]:
+    """The exact command behind each section, with the options this page was made with.
+
+    prompt: the text as the model reads it, which is what verbs without --chat are given.
+    """
     options: list[str] = []
     for choice in model.choices:
         if choice.what == "model" and choice.value != "smollm2-135m":
@@ -170,9 +171,9 @@ def commands(model: "LoadedModel", text: str, chat: bool, target: str | None, wo
         "load": line("load"),
         "tokens": line("tokens", text, *as_chat),
         "next": line("next", text, *as_chat),
-        "attention": line("attention", text),
-        "lens": line("lens", text),
-        "ablate": line("ablate", text, "--target", word.strip()),
+        "attention": line("attention", prompt),
+        "lens": line("lens", prompt),
+        "ablate": line("ablate", prompt, "--target", word.strip()),
         "generate": line("generate", text, "--explain"),
         "report": line("report", text, *as_chat, *([] if target is None else ["--target", target])),
     }
@@ -319,12 +320,10 @@ def render(data: dict[str, Any]) -> str:
     """Put data into the template. Every `<` of the data is escaped, so no text can end the script element it is in."""
     here = Path(__file__).parent
     escaped = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    # A lone half of a surrogate pair (a broken byte in argv) cannot be written as UTF-8.
-    escaped = escaped.encode("utf-8", "backslashreplace").decode()
     for character in "<>&\u2028\u2029":
         escaped = escaped.replace(character, f"\\u{ord(character):04x}")
     parts = {
-        "title": html.escape(f"{data['text'][:60]} · inside {data['made']['model']}"),
+        "title": html.escape(f"{' '.join(data['text'].split())[:60]} · inside {data['made']['model']}"),
         "palette": ":root { " + " ".join(f"--{name}: {colour};" for name, colour in PALETTE.items()) + " }",
         "style": (here / "report.css").read_text("utf-8"),
         "script": "\n".join((here / name).read_text("utf-8") for name in SCRIPTS),

@@ -15,7 +15,8 @@ function filtered({ temperature, topK, topP, minP }) {
   const total = () => p.reduce((sum, value, i) => sum + value * n[i], 0);
   if (topK > 0) { let left = topK; n = n.map((m) => { const take = Math.min(m, left); left -= take; return take; }); }
   let mass = total();
-  p = p.map((value) => value / mass);
+  p = p.map((value) => Math.fround(value / mass)); // the sampler works in float32, where the far tail is exactly zero
+  n = n.map((m, i) => (p[i] ? m : 0));
   if (topP < 1) {
     let before = 0; // a token stays while the mass before it is below top-p
     n = n.map((m, i) => { const stay = Math.max(0, Math.min(m, Math.ceil((topP - before) / p[i] - 1e-9))); before += m * p[i]; return stay; });

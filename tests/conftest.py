@@ -53,7 +53,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Qwen3-type model: query/key norms, heads wider than hidden/heads, untied head, BOS, own tokenizer and template."""
+    """A Qwen3-type model: query/key norms, heads wider than hidden/heads, untied head, BOS, its own template."""
     directory = tmp_path_factory.mktemp("qwen3")
     return make_checkpoint(directory, "qwen3", tied=False, template=BRACKETS, merges=60, seed=2, bos=True, head_dim=32)
 
@@ -176,7 +176,7 @@ def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 @pytest.fixture(scope="session")
 def session_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache directory for the hermetic tests of a session: the native kernels are then compiled once, not per test."""
+    """One cache directory for a session's hermetic tests: the native kernels are compiled once, not per test."""
     return tmp_path_factory.mktemp("home")
 
 
@@ -199,13 +199,14 @@ def isolated_home(
 
 
 @pytest.fixture(autouse=True)
-def no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Fail any hermetic test that connects to, or looks up, a machine other than this one.
 
-    Child processes are not watched; they inherit a home without artifacts and a model directory, and need no network.
+    Yields the attempts; a test of a failing connection clears them. Child processes are not watched: they inherit a
+    home without artifacts and are given a model directory, so they have nothing to fetch.
     """
     if request.node.get_closest_marker("real"):
-        yield
+        yield []
         return
     attempts: list[str] = []
 
@@ -234,9 +235,8 @@ def no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(socket.socket, "connect", checked_connect)
     monkeypatch.setattr(socket.socket, "connect_ex", checked_connect_ex)
     monkeypatch.setattr(socket, "getaddrinfo", checked_lookup)
-    yield
-    # Libraries swallow errors and retry; the attempt itself is the failure.
-    if attempts and not request.node.get_closest_marker("expects_refusal"):
+    yield attempts
+    if attempts:  # libraries swallow errors and retry, so the attempt itself is the failure
         pytest.fail(f"tried to reach {', '.join(sorted(set(attempts)))}; only loopback is allowed without `real`")
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from shared.config import settings
-from shared.endpoint import connect, is_loopback, listen
+from shared.endpoint import connect
 from shared.errors import UserError
+from shared.openai_server import is_loopback, listen
 
 
 @pytest.fixture

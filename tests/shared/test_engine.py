@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from shared.engine import PREFILL_CHUNK, ContextOverflowError, Engine, Event, Request
+
+from shared.engine import PREFILL_CHUNK, Engine
 from shared.errors import UserError
+from shared.generation import ContextOverflowError, Event, Request
 from shared.grammar import GrammarCompiler
 from shared.models import LoadedModel, load
 from shared.sampling import Sampling
@@ -247,6 +249,7 @@ def test_required_tool_calls_are_always_valid(engine: Engine, parallel: bool) ->
     import json
 
     import jsonschema
+
     from shared.tool_calls import ToolCall, ToolCallParser
 
     compiler = GrammarCompiler(engine.model.tokenizer, engine.model.config.vocabulary, engine.model.config.eos)

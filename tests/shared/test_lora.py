@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from shared.engine import Engine, Request
+
+from shared.engine import Engine
 from shared.errors import UserError
+from shared.generation import Request
 from shared.models import load
 from shared.sampling import Sampling
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from shared import models
+
+from shared import models, weights
 from shared.errors import UserError
 from shared.models import choose_device, choose_dtype, choose_threads, load, resolve
 
@@ -53,12 +54,12 @@ def test_devices_that_are_not_there() -> None:
 def test_dense_copy_is_left_out_when_memory_is_short(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = torch.arange(20)
     with_copy = load(str(tiny_llama), dtype="int4", quiet=True).transformer
-    monkeypatch.setattr(models, "available_memory", lambda: 1000)
+    monkeypatch.setattr(weights, "available_memory", lambda: 1000)
     without = load(str(tiny_llama), dtype="int4", quiet=True)
     assert without.transformer.layers[0].qkv.dense_nbytes() == 0
     assert any(c.what == "prefill" and c.value == "quantised" for c in without.choices)
     hidden = [t.forward(ids, [t.new_cache()], [20]) for t in (with_copy, without.transformer)]
-    assert torch.cosine_similarity(*hidden, dim=-1).min() > 0.93
+    assert torch.cosine_similarity(*hidden, dim=-1).min() > 0.99
 
 
 @pytest.mark.parametrize(
@@ -72,9 +73,9 @@ def test_dense_copy_is_left_out_when_memory_is_short(tiny_llama: Path, monkeypat
     ],
 )
 def test_checkpoints_we_cannot_run(tiny_llama: Path, tmp_path: Path, changes: dict, message: str) -> None:
+    directory = copy(tiny_llama, tmp_path / "m", **changes)
     with pytest.raises(UserError, match=message):
-        model = load(str(copy(tiny_llama, tmp_path / "m", **changes)), dtype="float32", quiet=True)
-        model.transformer.forward(torch.tensor([1]), [model.transformer.new_cache()], [1])
+        load(str(directory), dtype="float32", quiet=True)
 
 
 def test_broken_directories(tiny_llama: Path, tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import httpx
 import openai
 import pytest
 import torch
-from shared.endpoint import serve
+
 from shared.engine import Engine
 from shared.models import load
+from shared.openai_server import serve
 
 HELLO = [{"role": "user", "content": "hello there"}]
 TOOLS = [
@@ -24,6 +25,9 @@ TOOLS = [
     }
     for name in ("alpha", "beta")
 ]
+
+BROKEN_CALL = {"function": {"name": "f", "arguments": "{"}}
+BROKEN_SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "objct"}}}
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +200,7 @@ def test_models(client: openai.OpenAI, name: str) -> None:
         ({"messages": [{"role": "wizard", "content": "x"}]}, 400, "use system, user, assistant or tool"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "text only"),
         ({"messages": [{"role": "user"}]}, 400, "content is missing"),
-        ({"messages": [*HELLO, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]}, 400, "not a valid call"),
+        ({"messages": [{"role": "assistant", "tool_calls": [BROKEN_CALL]}]}, 400, "not a valid call"),
         ({"temperature": 3}, 400, "temperature"),
         ({"top_p": 0}, 400, "top_p"),
         ({"n": 0}, 400, "n"),
@@ -207,7 +211,7 @@ def test_models(client: openai.OpenAI, name: str) -> None:
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "gamma"}}}, 400, "gamma"),
         ({"logit_bias": {"999999": 1}}, 400, "logit_bias"),
         ({"response_format": {"type": "json_schema"}}, 400, "json_schema"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "objct"}}}}, 400, "not a valid JSON schema"),
+        ({"response_format": BROKEN_SCHEMA}, 400, "not a valid JSON schema"),
     ],
 )  # fmt: skip
 def test_bad_requests_get_openai_errors(
@@ -258,7 +262,8 @@ def _settles(engine: Engine) -> bool:
 
 def test_an_api_key_is_checked(engine: Engine) -> None:
     from fastapi.testclient import TestClient
-    from shared.openai_server import create_app
+
+    from shared.openai_app import create_app
 
     http = TestClient(create_app(engine, api_key="s3cret"))
     assert http.get("/v1/models").status_code == 401

@@ -1,10 +1,11 @@
-"""The sampler draws from exactly the distribution that `filtered_probabilities` says, and filters as transformers does."""
+"""The sampler draws from exactly the distribution it promises, and filters as transformers does."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+
 from shared.sampling import Sampling, filtered_probabilities, penalize, sample
 
 LOGITS = torch.tensor([3.0, 2.5, 2.4, 1.0, 0.5, 0.0, -1.0, -4.0, 2.4])

@@ -4,6 +4,7 @@ import json
 import random
 
 import pytest
+
 from shared.tool_calls import ToolCall, ToolCallParser, parse_call
 
 ONE = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'

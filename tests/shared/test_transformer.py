@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from shared.linear import DenseMatrix
 from shared.models import load
 from shared.transformer import Transformer
 
@@ -12,10 +14,8 @@ IDS = torch.tensor([5, 17, 3, 99, 42, 7, 8, 200, 31, 12, 64, 9])
 
 def logits_of(model: Transformer, ids: torch.Tensor, pieces: list[int]) -> torch.Tensor:
     """Logits at every position, computing the tokens in pieces of the given sizes."""
-    cache, rows = model.new_cache(4), []
-    for piece in ids.split(pieces):
-        rows.append(model.logits(model.forward(piece, [cache], [len(piece)])))
-    return torch.cat(rows)
+    cache = model.new_cache(4)
+    return torch.cat([model.logits(model.forward(piece, [cache], [len(piece)])) for piece in ids.split(pieces)])
 
 
 def hugging_face(directory: Path, dtype: torch.dtype) -> torch.nn.Module:
@@ -105,8 +105,13 @@ def test_quantised_models_stay_close(
 
     if kernel == "torch":
         monkeypatch.setattr(native, "library", lambda: (None, "switched off by the test"))
-    exact = load(str(tiny_model), dtype="float32", quiet=True)
-    rounded = load(str(tiny_model), dtype=dtype, quiet=True)
-    a, b = (logits_of(m.transformer, IDS, [10, 1, 1]) for m in (exact, rounded))
-    similarity = torch.cosine_similarity(a, b, dim=-1).min()
-    assert similarity > {"int8": 0.998, "int4": 0.93}[dtype]
+    rounded = load(str(tiny_model), dtype=dtype, quiet=True).transformer
+    got = logits_of(rounded, IDS, [10, 1, 1])
+    # The same rounded weights, multiplied in float32: what is left is the kernels' own rounding of the activations.
+    rounded.fused = False
+    for layer in rounded.layers:
+        for name in ("qkv", "output", "gate_up", "down"):
+            matrix = getattr(layer, name)
+            setattr(layer, name, DenseMatrix(matrix.dequantize(), matrix.bias))
+    exact = logits_of(rounded, IDS, [12])
+    assert torch.cosine_similarity(got, exact, dim=-1).min() > 0.99
