@@ -43,7 +43,10 @@ def convert(gguf_path: Path, target: Path, template: str) -> None:
     from gguf import GGUFReader
     from safetensors.torch import save_file
 
-    reader = GGUFReader(gguf_path)
+    try:
+        reader = GGUFReader(gguf_path)
+    except (ValueError, IndexError, KeyError) as error:
+        raise UserError(f"{gguf_path} is not a GGUF file this code can read: {error}") from None
     fields = {name: field.contents() for name, field in reader.fields.items()}
     if fields["general.architecture"] != "llama":
         raise UserError(

@@ -14,7 +14,8 @@ from torch import Tensor
 from shared import native
 from shared.quantization import GROUP, dequantize_q4_1, dequantize_q8_0, unpack_q4_1
 
-# Above this many rows the dense product is faster than the quantised one (EPYC Milan, 2 cores: equal at 8).
+# From this many rows on a dense product beats PyTorch's packed kernels (EPYC Milan, 2 cores: equal at 8). The native
+# kernel needs no dense copy on such a machine: 512 rows of all matrices took it 434 ms, the float32 product 692 ms.
 DENSE_FROM_ROWS = 9
 
 

@@ -135,6 +135,9 @@ def _dense_dtype(config: ModelConfig, device: torch.device, notes: list[Choice])
     """In what format quantised matrices keep a dense copy for prefill; None when it would take 1/4 of free memory."""
     if device.type != "cpu":
         return None
+    if native.library()[0] is not None and not cpu_has_fast_bfloat16():
+        notes.append(Choice("prefill", "quantised", "the native kernel is faster than float32 at any number of rows"))
+        return None
     dense = torch.bfloat16 if cpu_has_fast_bfloat16() else torch.float32
     per_layer = config.hidden * (config.heads + config.kv_heads) * 2 * config.head_dim + 3 * config.hidden * config.mlp
     size = config.layers * per_layer * dense.itemsize

@@ -157,6 +157,12 @@ def _target_logprob(inspector: Inspector, x: Tensor, batch: int, target: list[in
     return values
 
 
+def check_position(position: int, count: int) -> None:
+    """Raise UserError unless `position` (negative: from the end) is one of `count` tokens."""
+    if not -count <= position < count:
+        raise UserError(f"--position {position}: TEXT has {count} tokens, give {-count} to {count - 1}")
+
+
 def print_lens(out: "Console", result: LensReport, position: int = -1) -> None:
     """Print, for one position (negative: from the end), what each layer would say."""
     from rich.table import Table
@@ -164,9 +170,6 @@ def print_lens(out: "Console", result: LensReport, position: int = -1) -> None:
 
     from shared.terminal import PALETTE
 
-    count = len(result.tokens)
-    if not -count <= position < count:
-        raise UserError(f"--position {position}: the text has {count} tokens, give {-count} to {count - 1}")
     out.print(
         Text(f"After {visible(result.tokens[position])!r} the model says {visible(result.answers[position])!r}", "bold")
     )

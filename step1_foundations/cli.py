@@ -226,13 +226,15 @@ def lens(
 
     Example: step1 lens "The capital of France is"
     """
+    from step1_foundations.attribution import check_position, print_lens
     from step1_foundations.attribution import lens as analyse
-    from step1_foundations.attribution import print_lens
     from step1_foundations.inspector import MAX_TOKENS
     from step1_foundations.tokens import prompt_ids
 
     loaded = open_model(model, adapter, device, dtype, json)
-    result = analyse(loaded, prompt_ids(loaded.tokenizer, text, limit=min(MAX_TOKENS, loaded.config.context)))
+    ids = prompt_ids(loaded.tokenizer, text, limit=min(MAX_TOKENS, loaded.config.context))
+    check_position(position, len(ids))
+    result = analyse(loaded, ids)
     if not json:
         print_lens(console(), result, position)
     finish(asdict(result), json)

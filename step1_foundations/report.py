@@ -3,8 +3,8 @@
     python -m step1_foundations report "The capital of France is" -o report.html
 
 The analyses are the other verbs'; this file makes their results small (a 16-token page of SmolLM2's 270 heads stays
-under 200 kB) and puts them into the template report.html with report.css, report.js and report_maps.js. The text is
-other people's words, so it enters the page as escaped JSON only, and the page's own policy forbids it every request.
+under 200 kB) and puts them into the template report.html with report.css and the report*.js. The text is other
+people's words, so it enters the page as escaped JSON only, and the page's own policy forbids it every request.
 """
 
 import base64
@@ -42,7 +42,7 @@ MAX_TOKENS = 64  # maps grow with the square: 64 tokens of SmolLM2 make a page o
 SHOWN = 200  # next tokens the page knows by name
 GROUP = 32  # all others are sorted and averaged in groups of neighbours
 CONTINUATION = 40  # tokens
-SCRIPTS = ("report.js", "report_maps.js")
+SCRIPTS = ("report.js", "report_next.js", "report_attention.js", "report_tables.js")  # in this order
 
 Step = Callable[[str], None]
 Track = Callable[[range], Iterable[int]]

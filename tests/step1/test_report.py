@@ -114,15 +114,6 @@ def test_limits(model: LoadedModel) -> None:
         build_report(model, "")
 
 
-def test_a_full_page_stays_small() -> None:
-    """16 tokens of SmolLM2's 30 × 9 heads: far below 3 MB."""
-    maps = 30 * 9 * 16 * 17 // 2 * 4 // 3
-    cells = 31 * 16 * len("[1234,0.1234,12345,0.1234],")
-    distribution = 200 * len('12345,"longer piece",-12.12345,') + 49152 // 32 * len("-12.123,")
-    shell = sum((ROOT / "step1_foundations" / f"report{end}").stat().st_size for end in (".html", ".css", ".js"))
-    assert maps + cells + distribution + shell < 200_000
-
-
 def test_unwritable_places_are_refused_before_the_work(
     model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,13 +311,14 @@ def test_no_sideways_scrolling(model: LoadedModel, show: Callable[..., Opened], 
 
 @pytest.mark.real
 def test_the_real_model_through_the_command_line(show: Callable[..., Opened], tmp_path: Path) -> None:
-    path, text = tmp_path / "report.html", "The capital of France is"
+    path, text = tmp_path / "report.html", "The capital of Italy is Rome, and of Spain Madrid. The capital of France is"
     command = [sys.executable, "-m", "step1_foundations", "report", text, "-m", "smollm2-135m", "-o", str(path)]
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["bytes"] == path.stat().st_size < 3_000_000
     page = path.read_text()
     data = embedded(page)
+    assert len(data["tokens"]["list"]) >= 16  # 3 MB is the promise for 16 tokens; this page takes a tenth of it
     assert data["next"]["pieces"][0] == data["ablation"]["target"] == " Paris"
     assert data["continuation"]["tokens"][0]["piece"] == " Paris"
     model = load("smollm2-135m", quiet=True)
