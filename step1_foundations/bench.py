@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import UserError
-from shared.models import published_int4, resolve
+from shared.models import resolve
 from shared.results import Row, metric, write_results
 from shared.terminal import console, say
+from shared.weights import published_int4
 
 BASELINE = "transformers bfloat16"
 REFERENCE = "float32 loop"  # the greedy choices that others are compared with
@@ -174,4 +175,3 @@ def print_bench(document: dict[str, Any]) -> None:
     out = console()
     out.print(table)
     out.print(document["notes"], style="dim")
-

@@ -69,7 +69,9 @@ def _engine(rung: str, spec: str) -> dict[str, Any]:
 
     no_cache = "no cache" in rung
     figures = _speeds(prefill, decode_without_cache if no_cache else decode, ids, 16 if no_cache else DECODE)
-    weights = sum(m.nbytes() for layer in transformer.layers for m in (layer.qkv, layer.output, layer.gate_up, layer.down))
+    weights = sum(
+        m.nbytes() for layer in transformer.layers for m in (layer.qkv, layer.output, layer.gate_up, layer.down)
+    )
     figures["bytes_per_token"] = weights + transformer.head.nbytes()
     figures["peak_memory"] = _peak_memory()
     return figures | _quality(score, ids)
@@ -200,14 +202,16 @@ def _http_cost(engine: Any, ids: list[int]) -> dict[str, Any]:
     """Milliseconds that HTTP adds to a one-token request, and decode tok/s of a stream."""
     import httpx
 
-    from shared.openai_server import serve
     from shared.generation import Request
+    from shared.openai_server import serve
     from shared.sampling import Sampling
 
     direct, over_http, streamed = [], [], []
     with serve(engine) as url, httpx.Client(timeout=60) as client:
         body = {"model": engine.model.name, "prompt": ids[:PROMPT], "max_tokens": 1, "temperature": 0}
-        for _ in range(50):  # alternating, so that a slow second hits both alike; all but the first hit the prefix cache
+        for _ in range(
+            50
+        ):  # alternating, so that a slow second hits both alike; all but the first hit the prefix cache
             start = time.perf_counter()
             list(engine.generate(Request(ids[:PROMPT], Sampling(temperature=0), 1)))
             direct.append(time.perf_counter() - start)

@@ -19,7 +19,6 @@ from shared.engine import Engine
 from shared.errors import UserError
 from shared.files import atomic_write
 from shared.generation import Event, Request
-from shared.models import LoadedModel
 from shared.sampling import Sampling
 from shared.terminal import console
 
@@ -136,6 +135,7 @@ class Session:
     sampling: Sampling
     max_tokens: int | None
     explain: bool = False
+    quiet: bool = False
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def reply(self, text: str) -> Answer:
@@ -144,7 +144,8 @@ class Session:
         tokenizer = self.engine.model.tokenizer
         try:
             prompt = tokenizer.encode(tokenizer.render(self.messages))
-            result = answer(self.engine, prompt, self.sampling, self.max_tokens, printer(self.explain))
+            write = (lambda _: None) if self.quiet else printer(self.explain)
+            result = answer(self.engine, prompt, self.sampling, self.max_tokens, write)
         except UserError:
             self.messages.pop()  # too long, say: the next message must not carry it along
             raise
@@ -175,7 +176,7 @@ HELP = """\
 
 def chat(session: Session, lines: Iterator[str]) -> None:
     """Run a conversation over lines of input until they end or say /quit."""
-    out = console()
+    out = console(stderr=session.quiet)
     for raw in lines:
         command, _, argument = raw.strip().partition(" ")
         argument = argument.strip()
@@ -204,16 +205,18 @@ def chat(session: Session, lines: Iterator[str]) -> None:
                 out.print(f"unknown command {command}\n{HELP}", markup=False)
             else:
                 result = session.reply(raw.strip())
-                out.print(f"\n({result.footer()})", style="dim", markup=False, soft_wrap=True)
+                if not session.quiet:
+                    out.print(f"\n({result.footer()})", style="dim", markup=False, soft_wrap=True)
         except (UserError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
 
 
-def read_lines(prompt: str) -> Iterator[str]:
-    """Lines from the terminal (with editing and history) or from a pipe; ends at end of input."""
+def read_lines(prompt: str, *, echo: bool = True) -> Iterator[str]:
+    """Lines from the terminal (with editing and history) or from a pipe, echoed; ends at end of input."""
     if not sys.stdin.isatty():
         for line in sys.stdin:
-            print(f"{prompt}{line.rstrip()}")
+            if echo:
+                print(f"{prompt}{line.rstrip()}")
             yield line
         return
     import contextlib

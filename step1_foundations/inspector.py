@@ -8,8 +8,8 @@ restarted from any layer: what comes before an ablated layer does not change, so
     recording = inspector.run(ids)                       # recording.maps[layer, head, from, to]
     recording = inspector.run(ids, heads_off={(4, 2)}, mlps_off={7})
 
-With int8 and int4 weights the kernels for few rows round activations too, so on texts of fewer than DENSE_FROM_ROWS
-tokens a probability may differ from `next`'s in the second digit; float32 agrees to six.
+With int8 and int4 weights the native kernels round activations too, which magnifies the last bit of the softmax: a
+probability may differ from `next`'s in the second digit. float32 agrees to six.
 
 Used by attention.py (maps) and attribution.py (logit lens, ablation).
 """

@@ -184,17 +184,11 @@ def print_load(out: "Console", report: LoadReport) -> None:
     table.add_column("component")
     for name in ("parameters", "bytes", "prefill copy"):
         table.add_column(name, justify="right")
+    weights, copies = (sum(getattr(part, name) for part in report.components) for name in ("bytes", "prefill_bytes"))
     for part in report.components:
-        table.add_row(
-            part.name, f"{part.parameters:,}", size(part.bytes), size(part.prefill_bytes) if part.prefill_bytes else "–"
-        )
-    table.add_row(
-        "all",
-        f"{report.parameters:,}",
-        size(sum(part.bytes for part in report.components)),
-        size(sum(part.prefill_bytes for part in report.components)),
-        style="bold",
-    )
+        copy = size(part.prefill_bytes) if part.prefill_bytes else "–"
+        table.add_row(part.name, f"{part.parameters:,}", size(part.bytes), copy)
+    table.add_row("all", f"{report.parameters:,}", size(weights), size(copies) if copies else "none", style="bold")
     out.print(table)
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     facts.add_column(no_wrap=True)

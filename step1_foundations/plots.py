@@ -148,3 +148,14 @@ def _signed_root(x: Numbers) -> Numbers:
 
 def _signed_square(x: Numbers) -> Numbers:
     return np.sign(x) * np.square(x)
+
+
+def bar_chart(names: list[str], values: list[float], label: str, path: Path) -> None:
+    """Draw horizontal bars, one per name, each with its number, as a PNG."""
+    with figure(path, 7, 0.4 * len(names) + 0.8) as drawing:
+        axes = drawing.subplots()
+        bars = axes.barh(names, values, color=PALETTE["blue"])
+        axes.bar_label(bars, fmt="%.0f", padding=3)
+        axes.invert_yaxis()
+        axes.set_xlabel(label)
+        axes.spines[["top", "right"]].set_visible(False)

@@ -253,6 +253,6 @@ def test_predicted_memory_is_what_is_measured() -> None:
     command = [sys.executable, "-m", "step1_foundations", "load", "--model", "smollm2-135m", "--json"]
     report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     if report["private"] is not None:
-        # Besides the weights: the tokenizer, about 30 MB.
-        assert 0.9 < report["private"] / report["predicted"] < 1.25
+        # Besides the weights: the tokenizer (30 MB) and what the allocator keeps.
+        assert 0.9 * report["predicted"] < report["private"] < 1.1 * report["predicted"] + 60e6
     assert report["parameters"] == 134_515_008

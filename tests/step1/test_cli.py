@@ -88,7 +88,7 @@ def test_verbs_for_programs(step1: Any, tiny_model: Path, arguments: list[str], 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_other_dtypes(step1: Any, tiny_qwen3: Path, dtype: str) -> None:
-    for arguments in VERBS:
+    for arguments in (VERBS[0], VERBS[2], VERBS[5], VERBS[8], VERBS[10]):  # one call per verb that computes
         done = step1(*arguments, "--json", "--model", tiny_qwen3, "--dtype", dtype)
         assert done.code == 0, done.err
         json.loads(done.out)
