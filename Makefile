@@ -31,7 +31,8 @@ lock: .venv/.dev  ## resolve the newest allowed versions into requirements.lock
 	@env -u UV_FIND_LINKS -u PIP_FIND_LINKS .venv/bin/uv pip compile --quiet --universal --python-version 3.11 \
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate --no-emit-package llm-roadmap-shared --all-extras \
 	  pyproject.toml shared/pyproject.toml step*/pyproject.toml --output-file requirements.lock
-	@sed -i.bak '1i\# Exact versions of everything, used as constraints. Made by `make lock`; do not edit.' requirements.lock && rm requirements.lock.bak
+	@{ echo '# Exact versions of everything, used as constraints. Made by `make lock`; do not edit.'; \
+	  cat requirements.lock; } > requirements.lock.new && mv requirements.lock.new requirements.lock
 
 clean:  ## remove build leftovers and ./out
 	@rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -46,3 +47,4 @@ distclean: clean  ## also remove .venv (downloaded models stay in LLM_ROADMAP_HO
 
 .PHONY: help step1 bench1 test test-real lint format results lock clean distclean
 .PRECIOUS: .venv/.%
+.NOTPARALLEL:

@@ -21,15 +21,15 @@ attempt() { # run a command quietly; on failure explain it
     "$@" >"$log" 2>&1 && return
     cat "$log" >&2
     if grep -qiE 'no space left|ENOSPC' "$log"; then
-        fail "the disk is full; free some space (step 1 takes 1.5 GB) and run the same command again"
-    elif grep -qiE 'connect|network|resolve host|name resolution|timed out|dns|unreachable|no matching distribution|not found in the package registry' "$log"; then
+        fail "the disk is full; free some space (step 1 takes 2.3 GB) and run the same command again"
+    elif grep -qiE 'failed to (fetch|connect|download)|connection (refused|error|reset|timed)|name resolution|resolve host|dns error|timed out|unreachable|no matching distribution found for uv' "$log"; then
         fail "could not reach the package registry; check the network (or your pip index settings) and run the same command again"
     fi
     fail "set-up stopped (see above); run the same command again, or start over with: make distclean"
 }
 
 if ! .venv/bin/python -c 'import pip' 2>/dev/null; then # absent, half made, or its Python is gone
-    rm -rf .venv
+    if [ -d .venv ]; then echo "replacing .venv, which is incomplete" >&2; rm -rf .venv; fi
     echo "creating .venv with $("$python" --version 2>&1)" >&2
     attempt "$python" -m venv .venv
 fi
@@ -48,8 +48,17 @@ done
 
 # uv reads the machine's own wheels where pip is told to; elsewhere it picks the torch build for this machine (a CPU
 # build brings no CUDA packages), and where PyTorch's own index cannot be reached, the one from the normal registry.
-UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}
+# What pip is told about indexes and certificates (environment or pip.conf), uv is told as well: it reads neither.
+pip_setting() { .venv/bin/python -m pip config get "global.$1" 2>/dev/null || true; }
+http_only() { for url in $1; do case $url in http*) printf '%s ' "$url" ;; esac; done; }
+UV_FIND_LINKS=${UV_FIND_LINKS:-$(echo "${PIP_FIND_LINKS:-$(pip_setting find-links)}" | tr ' ' ',')}
+index=$(http_only "${PIP_INDEX_URL:-$(pip_setting index-url)}")
+extra=$(http_only "${PIP_EXTRA_INDEX_URL:-$(pip_setting extra-index-url)}")
+certificate=${PIP_CERT:-$(pip_setting cert)}
 export UV_FIND_LINKS
+[ -z "$index" ] || export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-${index% }}"
+[ -z "$extra" ] || export UV_INDEX="${UV_INDEX:-${extra% }}"
+[ -z "$certificate" ] || export SSL_CERT_FILE="${SSL_CERT_FILE:-$certificate}"
 echo "installing the locked packages for: $* (the first time takes a minute or two)" >&2
 install() { .venv/bin/uv pip install --python .venv/bin/python --constraint requirements.lock "$@" $packages; }
 # shellcheck disable=SC2086

@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     adapter: Path | None = Field(None, description="LoRA adapter directory to load on top of the model")
     device: Device = Field("auto", description="auto, cpu, cuda or mps")
     dtype: DType = Field("auto", description="auto, float32, bfloat16, int8 or int4 (weight-only)")
-    threads: int | None = Field(None, ge=1, description="CPU threads; unset means one per physical core")
+    threads: int | None = Field(None, ge=1, description="CPU threads; unset means one per core this process may use")
     openai_base_url: str | None = Field(None, description="use this OpenAI-compatible endpoint, not the embedded one")
     openai_api_key: SecretStr | None = Field(None, description="key for that endpoint")
     hf_endpoint: str | None = Field(None, description="another Hugging Face Hub, e.g. a mirror")

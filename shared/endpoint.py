@@ -51,16 +51,14 @@ def connect(model: str | None = None, adapters: Sequence[Path] = (), *, quiet: b
         yield endpoint
         return
 
-    from shared.engine import Engine
-    from shared.models import load
+    from shared.engine import load_engine
     from shared.openai_server import serve
 
-    loaded = load(model, quiet=quiet)
-    for directory in adapters:
-        loaded.add_adapter(directory)
-    engine = Engine(loaded)
+    engine = load_engine(model, adapters, quiet=quiet)
     with serve(engine) as base_url:
-        yield Endpoint(base_url, "unused", loaded.name, "OPENAI_BASE_URL is not set: embedded engine", engine)
+        # ADAPTER asks for the adapted model; `adapters` are there to be chosen by name.
+        chosen = config.adapter.resolve().name if config.adapter else engine.model.name
+        yield Endpoint(base_url, "unused", chosen, "OPENAI_BASE_URL is not set: embedded engine", engine)
 
 
 def _remote(base_url: str, key: str, chosen: str | None) -> Endpoint:

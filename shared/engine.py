@@ -16,19 +16,23 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from shared.errors import UserError
 from shared.generation import ContextOverflowError, Event, Generation, Request, token_logprob
-from shared.models import LoadedModel
+from shared.models import LoadedModel, load
+from shared.terminal import say
 from shared.transformer import KVCache
 
 PREFILL_CHUNK = 512  # tokens; about 0.9 s on two laptop-class cores
 MAX_BATCH = 8
-PREFIX_CACHE_TOKENS = 8192  # KV caches of finished sequences kept for reuse, all together
+PREFIX_CACHE_BYTES = 512 << 20  # KV caches of finished sequences kept for reuse, all together
+SHARED_PREFIX = 32  # tokens from which a prompt waits one step to copy a neighbour's instead of computing them
 
 
 class Engine:
@@ -67,13 +71,16 @@ class Engine:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         generation = self.submit(request, events.put)
         try:
-            while True:
+            finished = False
+            while not finished:
                 while self._thread is None and events.empty():
                     self.step()
-                event = events.get()
+                try:
+                    event = events.get(timeout=1)
+                except queue.Empty:  # look again whether the thread is still there
+                    continue
+                finished = event.finish is not None
                 yield event
-                if event.finish:
-                    break
         finally:
             generation.cancel()
             if self._thread is None:
@@ -86,6 +93,8 @@ class Engine:
         if request.adapter is not None and request.adapter not in self.model.adapters:
             raise UserError(f"no adapter {request.adapter!r}; loaded: {', '.join(self.model.adapters) or 'none'}")
         wanted = 1 if request.max_tokens is None else request.max_tokens
+        if wanted < 1:
+            raise UserError(f"max_tokens is {wanted}: at least 1")
         if length + wanted > context:
             raise ContextOverflowError(
                 f"This model's maximum context length is {context} tokens. You requested {length + wanted} "
@@ -101,11 +110,11 @@ class Engine:
         """Run one forward pass for whoever is next; return False when there was nothing to do."""
         self._drop_cancelled()
         self._admit()
-        prompts = [g for g in self._running if len(g.pending) > 1]
-        decoding = [g for g in self._running if len(g.pending) == 1]
+        prompts = [g for g in self._running if g.cache is None or len(g.pending) > 1]
+        decoding = [g for g in self._running if g.cache is not None and len(g.pending) == 1]
         if prompts and not (decoding and self._prefilled_last):
             self._prefilled_last = True
-            self._forward(_prefill_batch(prompts))
+            self._forward(self._prefill_batch(prompts))
         elif decoding:
             self._prefilled_last = False
             for _, group in itertools.groupby(sorted(decoding, key=_adapter_name), key=_adapter_name):
@@ -118,9 +127,22 @@ class Engine:
         with self._lock:
             while self._waiting and len(self._running) < MAX_BATCH:
                 self._running.append(self._waiting.popleft())
-        for generation in self._running:
+
+    def _prefill_batch(self, prompts: list[Generation]) -> list[tuple[Generation, list[int]]]:
+        """Pieces of prompts that use the same weights, up to PREFILL_CHUNK tokens together, oldest first."""
+        batch: list[tuple[Generation, list[int]]] = []
+        room = PREFILL_CHUNK
+        for generation in prompts:
+            if not room or generation.request.adapter != prompts[0].request.adapter:
+                continue
             if generation.cache is None:
+                if any(_common_prefix(other.tokens, generation.tokens) >= SHARED_PREFIX for other, _ in batch):
+                    continue  # the next step copies what this one computes
                 generation.cache = self._cache_for(generation)
+            chunk = generation.pending[:room]
+            batch.append((generation, chunk))
+            room -= len(chunk)
+        return batch
 
     def _forward(self, batch: list[tuple[Generation, list[int]]]) -> None:
         """One forward pass over the given pending tokens of sequences that use the same weights."""
@@ -152,7 +174,7 @@ class Engine:
         try:
             finish = generation.accept(logits)
         except Exception as error:  # one broken request must not take the others down with the loop
-            generation.on_event(Event("", finish="error", error=f"{type(error).__name__}: {error}"))
+            _tell(generation, Event("", finish="error", error=f"{type(error).__name__}: {error}"))
             finish = "error"
         if finish:
             self._retire(generation)
@@ -192,10 +214,11 @@ class Engine:
 
     def _retire(self, generation: Generation) -> None:
         self._running.remove(generation)
-        assert generation.cache is not None
+        if generation.cache is None or generation.cache.length == 0:
+            return
         tokens = generation.tokens[: generation.cache.length]
         self._finished.append((generation.request.adapter, tokens, generation.cache))
-        while sum(len(t) for _, t, _ in self._finished) > PREFIX_CACHE_TOKENS and len(self._finished) > 1:
+        while sum(cache.nbytes() for _, _, cache in self._finished) > PREFIX_CACHE_BYTES:
             self._finished.popleft()
 
     def _drop_cancelled(self) -> None:
@@ -204,13 +227,10 @@ class Engine:
             for generation in waiting:
                 self._waiting.remove(generation)
         for generation in [g for g in self._running if g.cancelled.is_set()]:
-            if generation.cache is None:
-                self._running.remove(generation)
-            else:
-                self._retire(generation)
+            self._retire(generation)
             waiting.append(generation)
         for generation in waiting:
-            generation.on_event(Event("", finish="cancelled"))
+            _tell(generation, Event("", finish="cancelled"))
 
     # --- the thread ---
 
@@ -221,7 +241,7 @@ class Engine:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop the thread; requests under way get a last event with finish "cancelled"."""
+        """Stop the thread; requests under way get a last event with finish "cancelled". `start` may follow again."""
         self._closing = True
         self._wake.set()
         if self._thread is not None:
@@ -229,6 +249,11 @@ class Engine:
         for generation in [*self._running, *self._waiting]:
             generation.cancel()
         self._drop_cancelled()
+        self._thread, self._closing = None, False
+
+    def alive(self) -> bool:
+        """Whether the thread runs; False also when it was never started."""
+        return self._thread is not None and self._thread.is_alive()
 
     def _run(self) -> None:
         torch.set_num_threads(torch.get_num_threads())  # OpenMP settings are per thread
@@ -238,22 +263,44 @@ class Engine:
             except Exception as error:  # out of memory, say: answer everyone and go on serving
                 for generation in list(self._running):
                     self._running.remove(generation)
-                    generation.on_event(Event("", finish="error", error=f"{type(error).__name__}: {error}"))
+                    _tell(generation, Event("", finish="error", error=f"{type(error).__name__}: {error}"))
+                self._finished.clear()  # frees the most memory there is to free
                 continue
             if not busy:
                 self._wake.wait()
                 self._wake.clear()
 
 
-def _prefill_batch(prompts: list[Generation]) -> list[tuple[Generation, list[int]]]:
-    """Pieces of prompts that use the same weights, up to PREFILL_CHUNK tokens together, oldest first."""
-    batch, room = [], PREFILL_CHUNK
-    for generation in prompts:
-        if room and _adapter_name(generation) == _adapter_name(prompts[0]):
-            chunk = generation.pending[:room]
-            batch.append((generation, chunk))
-            room -= len(chunk)
-    return batch
+def load_engine(
+    model: str | None = None,
+    adapters: Sequence[Path] = (),
+    device: str | None = None,
+    dtype: str | None = None,
+    *,
+    quiet: bool = False,
+) -> Engine:
+    """Load a model and LoRA adapters for an engine whose loop will run in a thread (`start`); arguments as `load`.
+
+    Loading happens in a thread that then ends. GNU OpenMP keeps a pool of workers per calling thread, and with two
+    pools on the same cores its workers sleep at every barrier instead of spinning: 107 tok/s, against 170 this way.
+    """
+
+    def work() -> Engine:
+        loaded = load(model, device=device, dtype=dtype, quiet=quiet)
+        for directory in adapters:
+            loaded.add_adapter(directory)
+        return Engine(loaded)
+
+    with ThreadPoolExecutor(1, "load") as pool:
+        return pool.submit(work).result()
+
+
+def _tell(generation: Generation, event: Event) -> None:
+    """Deliver a last event. A receiver that fails (its event loop is gone, say) must not take the loop down."""
+    try:
+        generation.on_event(event)
+    except Exception as error:
+        say(f"engine: nobody received {event.finish!r}: {type(error).__name__}: {error}")
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

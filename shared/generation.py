@@ -110,7 +110,7 @@ class Generation:
             text, stopped = self._release(self._stream(token))
             if stopped:
                 finish = "stop"
-            elif len(self.output) == request.max_tokens:
+            elif request.max_tokens is not None and len(self.output) >= request.max_tokens:
                 finish = "length"
         if finish:  # no stop word can complete any more: what was held back for one is text after all
             text, self._held = text + self._held, ""

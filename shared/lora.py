@@ -31,7 +31,6 @@ _KEY = re.compile(r"model\.layers\.(\d+)\.((?:self_attn|mlp)\.\w+_proj)\.lora_([
 class Adapter:
     """A loaded adapter: per layer, fused matrix name → (A [r, in], scaled B [out, r])."""
 
-    name: str
     rank: int
     layers: list[dict[str, tuple[Tensor, Tensor]]]
 
@@ -86,7 +85,7 @@ def load_adapter(directory: Path, config: ModelConfig, dtype: torch.dtype, devic
                 _check_shape(weights_path, name, a, b, config, sum(sizes[m] for m in modules))
                 fused[name] = (a.to(device, dtype), b.to(device, dtype))
         layers.append(fused)
-    return Adapter(directory.name, rank, layers)
+    return Adapter(rank, layers)
 
 
 def _block_column(modules: tuple[str, ...], part: dict[str, Tensor], sizes: dict[str, int], scale: float) -> Tensor:

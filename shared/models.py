@@ -27,7 +27,7 @@ from shared.weights import Choice, cpu_has_fast_bfloat16, load_weights, publishe
 
 @dataclass
 class LoadedModel:
-    """A model in memory. adapters: name → LoRA; the name "" never occurs, it means the base model elsewhere."""
+    """A model in memory. adapters: name → LoRA over the same base weights."""
 
     name: str
     directory: Path
@@ -40,10 +40,15 @@ class LoadedModel:
     adapters: dict[str, Adapter] = field(default_factory=dict)
 
     def add_adapter(self, directory: Path, name: str | None = None) -> str:
-        """Load a LoRA directory over the same base weights; return its name (the directory's, unless given)."""
-        adapter = load_adapter(directory, self.config, self.transformer.dtype, self.transformer.device)
-        self.adapters[name or adapter.name] = adapter
-        return name or adapter.name
+        """Load a LoRA directory over the same base weights; return its name (the directory's, unless given).
+
+        Raises UserError when that name is taken, or as load_adapter does.
+        """
+        name = name or directory.resolve().name
+        if not name or name == self.name or name in self.adapters:
+            raise UserError(f"adapter {directory}: the name {name!r} is taken; rename the directory")
+        self.adapters[name] = load_adapter(directory, self.config, self.transformer.dtype, self.transformer.device)
+        return name
 
 
 def load(

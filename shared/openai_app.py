@@ -9,12 +9,13 @@ import hmac
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from shared.openai_errors import add_errors
 from shared.openai_protocol import (
@@ -45,6 +46,7 @@ class State:
     engine: "Engine"
     embedder: "Embedder | None" = None
     compiler: "GrammarCompiler | None" = None
+    loading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def models(self) -> dict[str, str | None]:
         """Served model name → adapter name (None: the base model)."""
@@ -66,8 +68,9 @@ def create_app(served: "Engine", api_key: str | None = None) -> FastAPI:
         await asyncio.to_thread(served.close)
 
     async def authenticate(request: Request) -> None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if api_key and not hmac.compare_digest(given.encode(), api_key.encode()):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        right = scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), (api_key or "").encode())
+        if api_key and not right and request.url.path != "/health":
             raise ApiError("Incorrect API key provided.", status=401, code="invalid_api_key")
 
     app = FastAPI(title="llm-engineer-roadmap embedded engine", lifespan=lifespan, dependencies=[Depends(authenticate)])
@@ -75,6 +78,8 @@ def create_app(served: "Engine", api_key: str | None = None) -> FastAPI:
 
     @app.get("/health")
     async def health() -> dict[str, str]:
+        if not served.alive():
+            raise ApiError("the engine's thread is not running", status=503)
         return {"status": "ok"}
 
     @app.get("/v1/models")
@@ -122,13 +127,16 @@ def create_app(served: "Engine", api_key: str | None = None) -> FastAPI:
     async def embeddings(body: EmbeddingRequest) -> dict[str, Any]:
         if body.model != EMBEDDING_MODEL:
             raise ApiError(f"embeddings come from model {EMBEDDING_MODEL!r}", status=404, code="model_not_found")
-        if state.embedder is None:
-            from shared.embeddings import load_embedder
+        async with state.loading:
+            if state.embedder is None:
+                from shared.embeddings import load_embedder
 
-            state.embedder = await asyncio.to_thread(load_embedder, EMBEDDING_MODEL)
+                state.embedder = await asyncio.to_thread(load_embedder, EMBEDDING_MODEL)
         embedder, texts = state.embedder, [body.input] if isinstance(body.input, str) else body.input
-        vectors = await asyncio.to_thread(embedder.encode, texts)
-        return embedding_response(body, vectors, sum(embedder.count_tokens(texts)))
+        if body.dimensions not in (None, embedder.dimensions):
+            raise ApiError(f"{EMBEDDING_MODEL} has {embedder.dimensions} dimensions", param="dimensions")
+        vectors, counts = await asyncio.to_thread(lambda: (embedder.encode(texts), embedder.count_tokens(texts)))
+        return embedding_response(body, vectors, sum(counts))
 
     return app
 
@@ -202,6 +210,8 @@ async def _answer(
                 index, event = await events.get()
                 if event.finish == "error":
                     raise ApiError(event.error, status=500)
+                if event.finish == "cancelled":
+                    raise ApiError("the server is shutting down", status=503)
                 open_answers -= event.finish is not None
                 for chunk in writer.write(index, generations[index], event):
                     yield chunk
@@ -210,7 +220,7 @@ async def _answer(
                 generation.cancel()
 
     if body.stream:
-        return StreamingResponse(_server_sent_events(chunks(), writer), media_type="text/event-stream")
+        return _CancellingStream(_server_sent_events(chunks(), writer), generations)
 
     async def collect() -> None:
         async for _ in chunks():
@@ -227,6 +237,21 @@ async def _answer(
     finally:
         finished.cancel()
         gone.cancel()
+
+
+class _CancellingStream(StreamingResponse):
+    """A stream that cancels its generations however it ends, also when the client leaves before the first chunk."""
+
+    def __init__(self, content: AsyncIterator[str], generations: "list[Generation]") -> None:
+        super().__init__(content, media_type="text/event-stream")
+        self._generations = generations
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            for generation in self._generations:
+                generation.cancel()
 
 
 async def _server_sent_events(chunks: AsyncIterator[dict[str, Any]], writer: Writer) -> AsyncIterator[str]:

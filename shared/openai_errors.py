@@ -21,7 +21,9 @@ def add_errors(app: FastAPI) -> None:
         from shared.generation import ContextOverflowError
 
         code = "context_length_exceeded" if isinstance(error, ContextOverflowError) else None
-        return JSONResponse(ApiError(str(error), code=code).body(), 400)
+        # exit_code 1 means that the input was fine and the work failed: clients should try again later.
+        answer = ApiError(str(error), code=code, status=503 if error.exit_code == 1 else 400)
+        return JSONResponse(answer.body(), answer.status)
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(_: Request, error: RequestValidationError) -> JSONResponse:

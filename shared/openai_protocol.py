@@ -5,7 +5,7 @@ on both. Fields not listed are ignored, as vLLM does: clients send new ones ever
 Source: the OpenAI API reference, /v1/chat/completions, /v1/completions, /v1/embeddings.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -122,6 +122,7 @@ class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
     messages: list[dict[str, Any]] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
@@ -137,6 +138,9 @@ class ChatRequest(GenerationRequest):
             raise ValueError("tool_choice needs tools")
         if isinstance(self.tool_choice, NamedToolChoice) and self.tool_choice.function.name not in names:
             raise ValueError(f"tool_choice names {self.tool_choice.function.name!r}, which is not among tools")
+        json_asked = self.response_format is not None and self.response_format.type != "text"
+        if json_asked and names and self.tool_choice not in (None, "none", "auto"):
+            raise ValueError("response_format and a forced tool call exclude each other")
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
         return self
@@ -145,7 +149,7 @@ class ChatRequest(GenerationRequest):
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions. prompt: text, token ids, or a list of either."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Annotated[str | list[str] | list[int] | list[list[int]], Field(min_length=1)]
     echo: bool | None = False
     logprobs: int | None = Field(None, ge=0, le=20)
 
@@ -155,6 +159,7 @@ class EmbeddingRequest(BaseModel):
 
     model: str
     input: str | list[str]
+    dimensions: int | None = None
     encoding_format: Literal["float", "base64"] | None = "float"
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from shared.generation import Event, Generation, TokenLogprob
 
+    _Scored = tuple[int, TokenLogprob | None, int]  # token id, log-probabilities, where its text begins
+
 
 class Writer(Protocol):
     """Turns events into one response."""
@@ -88,6 +90,7 @@ class ChatWriter:
     def __init__(self, body: ChatRequest, tokenizer: ChatTokenizer, answers: int, tools: bool) -> None:
         self._envelope = _Envelope(body, "chatcmpl", "chat.completion")
         self._tokenizer, self._tools, self._wants_logprobs = tokenizer, tools, bool(body.logprobs)
+        self._parallel = body.parallel_tool_calls is not False
         self._answers = [_ChatAnswer(ToolCallParser()) for _ in range(answers)]
         self._usage = Usage(answers)
 
@@ -102,14 +105,15 @@ class ChatWriter:
         pieces: list[str | ToolCall] = answer.parser.feed(event.text) if self._tools else [event.text]
         if event.finish is not None:
             pieces += answer.parser.close()
-            answer.finish = (
-                "tool_calls" if answer.calls or any(isinstance(p, ToolCall) for p in pieces) else event.finish
-            )
+            called = answer.calls or any(isinstance(p, ToolCall) for p in pieces)
+            answer.finish = "tool_calls" if called and event.finish == "stop" else event.finish
             self._usage.add(index, generation)
 
         deltas: list[dict[str, Any]] = []
         for piece in pieces:
             if isinstance(piece, ToolCall):
+                if answer.calls and not self._parallel:
+                    continue
                 deltas.append({"tool_calls": [{"index": len(answer.calls), **piece.as_message()}]})
                 answer.calls.append(piece)
             elif piece:
@@ -153,7 +157,9 @@ class CompletionWriter:
         self._envelope = _Envelope(body, "cmpl", "text_completion")
         self._tokenizer, self._echo, self._wants_logprobs = tokenizer, bool(body.echo), body.logprobs is not None
         self._texts = [""] * answers
-        self._tokens: list[list[tuple[int, TokenLogprob | None]]] = [[] for _ in range(answers)]
+        self._tokens: list[list[_Scored]] = [[] for _ in range(answers)]
+        self._stream = [tokenizer.stream() for _ in range(answers)]  # where in the text each token begins
+        self._length = [0] * answers
         self._finish: list[str | None] = [None] * answers
         self._usage = Usage(body.n or 1)
         self._started: set[int] = set()
@@ -168,12 +174,12 @@ class CompletionWriter:
                 prompt = generation.request.prompt
                 text = self._tokenizer.decode(prompt)
                 scored = [None, *generation.prompt_logprobs] if self._wants_logprobs else []
-                tokens += list(zip(prompt, scored, strict=False))
+                tokens += [self._place(index, token, s) for token, s in zip(prompt, scored, strict=False)]
         # max_tokens 0 is how evaluation harnesses ask for the prompt's log-probabilities alone.
         if self._max_tokens != 0:
             text += event.text
             if event.token is not None and event.logprob is not None:
-                tokens.append((event.token, event.logprob))
+                tokens.append(self._place(index, event.token, event.logprob))
         self._texts[index] += text
         self._tokens[index] += tokens
         self._finish[index] = event.finish
@@ -185,7 +191,12 @@ class CompletionWriter:
             return []
         return [self._envelope.chunk([self._choice(index, text, tokens, event.finish)])]
 
-    def _choice(self, index: int, text: str, tokens: list[Any], finish: str | None) -> dict[str, Any]:
+    def _place(self, index: int, token: int, scored: "TokenLogprob | None") -> "_Scored":
+        begin = self._length[index]
+        self._length[index] += len(self._stream[index](token))
+        return token, scored, begin
+
+    def _choice(self, index: int, text: str, tokens: "list[_Scored]", finish: str | None) -> dict[str, Any]:
         logprobs = _flat_logprobs(self._tokenizer, tokens) if self._wants_logprobs else None
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
@@ -227,16 +238,12 @@ def _token_entry(tokenizer: ChatTokenizer, token: int, logprob: float) -> dict[s
     }
 
 
-def _flat_logprobs(tokenizer: ChatTokenizer, tokens: "list[tuple[int, TokenLogprob | None]]") -> dict[str, Any]:
-    pieces = [tokenizer.piece(token) for token, _ in tokens]
-    offsets = [0]
-    for piece in pieces:
-        offsets.append(offsets[-1] + len(piece))
+def _flat_logprobs(tokenizer: ChatTokenizer, tokens: "list[_Scored]") -> dict[str, Any]:
     return {
-        "tokens": pieces,
-        "token_logprobs": [None if s is None else max(s.logprob, -9999.0) for _, s in tokens],
+        "tokens": [tokenizer.piece(token) for token, _, _ in tokens],
+        "token_logprobs": [None if s is None else max(s.logprob, -9999.0) for _, s, _ in tokens],
         "top_logprobs": [
-            None if s is None else {tokenizer.piece(t): max(p, -9999.0) for t, p in s.top} for _, s in tokens
+            None if s is None else {tokenizer.piece(t): max(p, -9999.0) for t, p in s.top} for _, s, _ in tokens
         ],
-        "text_offset": offsets[:-1],
+        "text_offset": [begin for _, _, begin in tokens],
     }

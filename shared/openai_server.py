@@ -50,7 +50,9 @@ def serve(engine: "Engine") -> Iterator[str]:
 def listen(host: str, port: int) -> socket.socket:
     """Return a bound socket. Raises UserError when the port is taken or the address is not this machine's."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family)
+    # The protocol is named because asyncio switches Nagle's algorithm off only on sockets that say TCP; with it on,
+    # every response would wait 40 ms for a delayed acknowledgement.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
@@ -76,7 +78,7 @@ def command(
     host: Annotated[
         str, typer.Option(help="Address to listen on; anything but loopback needs --api-key.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 picks a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8000,
     model: Annotated[str | None, typer.Option(help="Catalog name, directory or Hub id. [default: $MODEL]")] = None,
     adapter: Annotated[
         list[Path] | None, typer.Option(help="LoRA directory, served under its name; repeatable.")
@@ -88,18 +90,18 @@ def command(
     """Serve the embedded engine as an OpenAI-compatible API until Ctrl-C."""
     import uvicorn
 
-    from shared.engine import Engine
-    from shared.models import load
+    from shared.engine import load_engine
     from shared.openai_app import create_app
 
     if not is_loopback(host) and not api_key:
         raise UserError(f"--host {host} is reachable from other machines: give --api-key as well")
-    loaded = load(model, device=device, dtype=dtype)
-    for directory in adapter or []:
-        loaded.add_adapter(directory)
-    socket = listen(host, port)
-    say(f"serving {', '.join([loaded.name, *loaded.adapters])} on http://{host}:{socket.getsockname()[1]}/v1")
-    uvicorn.Server(uvicorn.Config(create_app(Engine(loaded), api_key), log_level="warning")).run(sockets=[socket])
+    listener = listen(host, port)  # before loading: a taken port should not cost the wait
+    engine = load_engine(model, adapter or [], device, dtype)
+    say(
+        f"serving {', '.join([engine.model.name, *engine.model.adapters])} on http://{host}:{listener.getsockname()[1]}/v1"
+    )
+    config = uvicorn.Config(create_app(engine, api_key), log_level="warning", timeout_graceful_shutdown=2)
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from shared.errors import UserError
 
 if TYPE_CHECKING:
     import jinja2
+    from tokenizers import Encoding
 
 Message = Mapping[str, Any]
 
@@ -40,16 +41,21 @@ class ChatTokenizer:
 
     def encode(self, text: str, *, add_special: bool = False) -> list[int]:
         """Return token ids. add_special adds what the tokenizer's post-processor adds (a BOS, for some models)."""
-        ids: list[int] = self.backend.encode(text, add_special_tokens=add_special).ids
-        return ids
+        return list(self._encoding(text, add_special).ids)
 
     def spans(self, text: str) -> list[tuple[int, tuple[int, int]]]:
         """Return (token id, (first byte, byte after last)) per token, in UTF-8 bytes of `text`."""
-        encoding = self.backend.encode(text, add_special_tokens=False)
+        encoding = self._encoding(text, False)
         byte_at = [0]
         for character in text:
             byte_at.append(byte_at[-1] + len(character.encode()))
         return [(i, (byte_at[a], byte_at[b])) for i, (a, b) in zip(encoding.ids, encoding.offsets, strict=True)]
+
+    def _encoding(self, text: str, add_special: bool) -> "Encoding":
+        try:
+            return self.backend.encode(text, add_special_tokens=add_special)
+        except TypeError:  # unpaired surrogates: invalid bytes on a command line, or "\\ud800" in JSON
+            raise UserError("the text is not valid Unicode (it has bytes that are not UTF-8)") from None
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Return the text of ids; bytes that are not yet valid UTF-8 come out as U+FFFD."""

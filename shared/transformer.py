@@ -42,7 +42,7 @@ class Layer:
 class KVCache:
     """Keys and values of the tokens one sequence has been through, so that no token is ever computed twice.
 
-    Stored as [layers, kv heads, capacity, head dim]; capacity doubles when it runs out, up to the context length.
+    Stored as [layers, kv heads, capacity, head dim]; capacity doubles when it runs out.
     """
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device, capacity: int = 256) -> None:

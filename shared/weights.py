@@ -72,9 +72,9 @@ def load_weights(
                     **fused,
                 )
             )
-        embedding = _embedding(weights, "model.embed_tokens", matrix, dtype)
+        embedding = _embedding(weights, "model.embed_tokens", matrix, dtype, device)
         tied = config.tied_head or "lm_head.weight" not in weights
-        head = embedding if tied else _embedding(weights, "lm_head", matrix, dtype)
+        head = embedding if tied else _embedding(weights, "lm_head", matrix, dtype, device)
         _check_shapes(config, embedding, layers, head)
         return Transformer(config, embedding, layers, vector("model.norm.weight"), head, compute), notes
     except KeyError as error:
@@ -99,14 +99,16 @@ def _check_shapes(config: ModelConfig, embedding: Matrix, layers: list[Layer], h
             raise ValueError(f"{name} is {matrix.out_features}×{matrix.in_features}, expected {shape[0]}×{shape[1]}")
 
 
-def _embedding(weights: "Checkpoint", name: str, matrix: Callable[..., Matrix], dtype: str) -> Matrix:
+def _embedding(
+    weights: "Checkpoint", name: str, matrix: Callable[..., Matrix], dtype: str, device: torch.device
+) -> Matrix:
     """Embedding and head: int8 even with int4, as published GGUFs have it; four bits cost too much accuracy there."""
     if dtype not in ("int8", "int4"):
         return matrix(name)
     blocks = weights.blocks(name, "q8_0")
     if blocks is None:
         blocks = quantize_q8_0(weights.get(f"{name}.weight"))
-    return QuantizedMatrix("q8_0", blocks)
+    return QuantizedMatrix("q8_0", blocks.to(device))
 
 
 def _quantized(

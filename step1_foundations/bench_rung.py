@@ -6,6 +6,7 @@ otherwise keep two thread pools spinning on the same cores.
     python -m step1_foundations.bench_rung int4 --model smollm2-135m
 """
 
+import contextlib
 import json
 import math
 import statistics
@@ -15,8 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-REPEATS = 5  # each figure is the median of these
-PROMPT, PREFILL, DECODE, BATCH = 32, 512, 128, 8  # tokens, and sequences in the batch rung
+REPEATS = 3  # each figure is the median of these
+PROMPT, PREFILL, DECODE = 32, 512, 128  # tokens; main() takes fewer for a model with a short context
+BATCH = 8  # sequences in the batch rung
 TEXT = Path(__file__).with_name("reference_text.txt")
 
 Forward = Callable[[list[int]], Any]
@@ -24,18 +26,30 @@ Forward = Callable[[list[int]], Any]
 
 def main() -> None:
     """Run the rung named on the command line."""
+    from shared.model_config import read_config
+    from shared.models import resolve
+
+    global PREFILL, DECODE
     rung, model, gguf = sys.argv[1], sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else ""
+    context = read_config(resolve(model)).context
+    PREFILL, DECODE = min(PREFILL, context), min(DECODE, context - PROMPT)
     measure = {"transformers": _transformers, "llama.cpp": _llama_cpp}.get(rung.split()[0], _engine)
     print(json.dumps(measure(rung, gguf if rung == "llama.cpp" else model)))
 
 
 def _engine(rung: str, spec: str) -> dict[str, Any]:
-    """Our own forward pass. rung: a dtype, optionally with "no cache", "loop" (not compiled), "batch" or "HTTP"."""
+    """Our own forward pass. rung: a dtype, optionally with "no cache", "loop", "PyTorch", "batch" or "HTTP"."""
     import torch
 
-    from shared.engine import Engine
+    from shared import native
+    from shared.engine import Engine, load_engine
     from shared.models import load
 
+    if rung.endswith("HTTP"):
+        served = load_engine(spec, dtype=rung.split()[0], quiet=True)
+        return _http_cost(served, _token_ids(served.model.tokenizer.encode))
+    if rung.endswith("PyTorch"):
+        native.library = lambda: (None, "switched off for this rung")  # type: ignore[assignment]
     dtype = rung.split()[0]
     model = load(spec, dtype=dtype, quiet=True)
     if "loop" in rung:
@@ -43,8 +57,6 @@ def _engine(rung: str, spec: str) -> dict[str, Any]:
     transformer, ids = model.transformer, _token_ids(model.tokenizer.encode)
     if rung.endswith("batch"):
         return {"decode": _batch_speed(Engine(model), ids)}
-    if rung.endswith("HTTP"):
-        return _http_cost(Engine(model), ids)
 
     def prefill(tokens: list[int]) -> Any:
         cache = transformer.new_cache(len(tokens) + DECODE)
@@ -240,6 +252,10 @@ def _peak_memory() -> float:
     """Peak resident memory of this process in MB, memory-mapped weights included."""
     import resource
 
+    with contextlib.suppress(OSError):  # Linux: getrusage would inherit the peak of the process that started this one
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1e3
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak / 1e3  # macOS counts bytes, Linux KiB
 

@@ -143,13 +143,15 @@ def demo(
 
     Example: step1 demo
     """
+    from step1_foundations.load_report import measure_load, print_load
+
+    loading = measure_load(model, adapter, device, dtype, quiet=True)  # before other imports: it times torch's
+
     from shared.engine import Engine
     from shared.sampling import Sampling
     from step1_foundations.generate import answer, printer
-    from step1_foundations.load_report import measure_load, print_load
     from step1_foundations.report import write_report
 
-    loading = measure_load(model, adapter, device, dtype, quiet=True)
     if not json:
         print_load(console(), loading)
     loaded = open_model(model, adapter, device, dtype, True)
@@ -158,7 +160,8 @@ def demo(
     prompt = tokenizer.encode(tokenizer.render([{"role": "user", "content": question}]))
     if not json:
         console().print(f"\n[bold]you>[/] {question}\n[bold]model>[/] ", end="")
-    result = answer(Engine(loaded), prompt, Sampling(temperature=0), 96, (lambda _: None) if json else printer(True))
+    room = min(96, loaded.config.context - len(prompt))
+    result = answer(Engine(loaded), prompt, Sampling(temperature=0), room, (lambda _: None) if json else printer(True))
     write_report(output, loaded, text)
     if json:
         print_json({"load": asdict(loading), "answer": asdict(result), "report": str(output)})

@@ -113,6 +113,7 @@ def sureness(probability: float) -> str:
 def print_explanation(result: Answer) -> None:
     """List the tokens where the model hesitated most, with what it nearly said."""
     from rich.table import Table
+    from rich.text import Text
 
     out = console()
     legend = "  ".join(f"[{colour}]≥ {threshold:.0%}[/]" for threshold, colour in SURENESS)
@@ -122,7 +123,7 @@ def print_explanation(result: Answer) -> None:
     for token in sorted(doubtful, key=result.tokens.index):
         others = [t for t in token["top"] if t["token"] != token["token"]][:2]
         text = ", ".join(f"{t['token']!r} {t['probability']:.0%}" for t in others)
-        table.add_row(repr(token["token"]), f"{token['probability']:.0%}", text)
+        table.add_row(Text(repr(token["token"])), f"{token['probability']:.0%}", Text(text))
     out.print("where it hesitated most:")
     out.print(table)
 
@@ -199,7 +200,7 @@ def chat(session: Session, lines: Iterator[str]) -> None:
             elif command == "/save":
                 if not argument:
                     raise UserError("/save needs a file name, like /save talk.json")
-                session.save(Path(argument))
+                session.save(Path(argument).expanduser())
                 out.print(f"saved to {argument}", markup=False)
             elif command.startswith("/"):
                 out.print(f"unknown command {command}\n{HELP}", markup=False)
@@ -207,6 +208,8 @@ def chat(session: Session, lines: Iterator[str]) -> None:
                 result = session.reply(raw.strip())
                 if not session.quiet:
                     out.print(f"\n({result.footer()})", style="dim", markup=False, soft_wrap=True)
+        except BrokenPipeError:
+            raise
         except (UserError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
 

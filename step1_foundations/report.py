@@ -174,7 +174,7 @@ def commands(model: "LoadedModel", text: str, prompt: str, chat: bool, target: s
         "attention": line("attention", prompt),
         "lens": line("lens", prompt),
         "ablate": line("ablate", prompt, "--target", word.strip()),
-        "generate": line("generate", text, "--explain"),
+        "generate": line("generate", text, *([] if chat else ["--raw"]), "--explain"),
         "report": line("report", text, *as_chat, *([] if target is None else ["--target", target])),
     }
 

@@ -1,5 +1,5 @@
 /* One decoding step, all layers in one call: the loop of shared/transformer.py in compiled form, for one new token each
- * of up to 8 sequences. That file is the reference to read; tests/shared/test_native.py holds this one to it.
+ * of up to 8 sequences. That file is the reference to read; tests/shared/test_fused.py holds this one to it.
  *
  * Why it exists: at one token, the embedded model's products take about 4 ms, but the 700 small PyTorch operations
  * between them (norms, rotations, slices, attention over one query) took 9 ms more, almost all of it call overhead.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared.engine import PREFILL_CHUNK, Engine
+from shared.engine import PREFILL_CHUNK, SHARED_PREFIX, Engine
 from shared.errors import UserError
 from shared.generation import ContextOverflowError, Event, Request
 from shared.grammar import GrammarCompiler
@@ -290,3 +290,49 @@ def test_sampled_tokens_follow_the_model(engine: Engine) -> None:
     assert math.isclose(sum(wanted), n, rel_tol=1e-4)
     scale = n / sum(wanted)
     assert stats.chisquare(observed, [w * scale for w in wanted]).pvalue > 1e-4
+
+
+def test_identical_prompts_are_prefilled_once(engine: Engine) -> None:
+    ids = prompt(engine.model, "The capital of France is Paris. The capital of Japan is Tokyo. naïve café 🙂")
+    assert len(ids) > SHARED_PREFIX
+    queues: list[queue.SimpleQueue[Event]] = [queue.SimpleQueue() for _ in range(4)]
+    for events in queues:
+        engine.submit(Request(ids, GREEDY, max_tokens=5, ignore_eos=True), events.put)
+    while engine.step():
+        pass
+    assert engine.tokens_prefilled + engine.tokens_decoded < len(ids) + 4 * 6
+    assert len({text_of(drain(events)) for events in queues}) == 1
+
+
+def test_the_prefix_cache_is_bounded_in_bytes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    from shared import engine as module
+
+    one = engine.model.transformer.new_cache(64).nbytes()
+    monkeypatch.setattr(module, "PREFIX_CACHE_BYTES", 3 * one)
+    for i in range(10):
+        list(engine.generate(Request([5 + i] * 30, GREEDY, max_tokens=20, ignore_eos=True)))
+    assert 1 <= len(engine._finished) <= 4
+    assert sum(cache.nbytes() for _, _, cache in engine._finished) <= 3 * one
+
+
+def test_a_receiver_that_fails_does_not_stop_the_loop(engine: Engine) -> None:
+    def refuse(_: Event) -> None:
+        raise RuntimeError("gone")
+
+    engine.start()
+    try:
+        engine.submit(Request([5, 6], GREEDY, max_tokens=3), refuse)
+        assert list(engine.generate(Request([5, 6], GREEDY, max_tokens=3, ignore_eos=True)))[-1].finish == "length"
+        assert engine.alive()
+    finally:
+        engine.close()
+
+
+def test_a_closed_engine_can_be_used_and_started_again(engine: Engine) -> None:
+    for _ in range(2):
+        engine.start()
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        engine.submit(Request([5, 6], GREEDY, max_tokens=100, ignore_eos=True), events.put)
+        engine.close()
+        assert drain(events)[-1].finish in ("cancelled", "length")
+        assert list(engine.generate(Request([5, 6], GREEDY, max_tokens=2, ignore_eos=True)))[-1].finish == "length"

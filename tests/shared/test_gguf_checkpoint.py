@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from shared.errors import UserError
 from shared.gguf_checkpoint import convert
 from shared.quantization import dequantize_q4_1, dequantize_q8_0
@@ -107,8 +108,9 @@ def test_weights_arrive_in_their_places(converted: Path, weights: dict[str, torc
 
 
 def test_the_converted_model_computes_what_transformers_reads_from_the_gguf(converted: Path, gguf_file: Path) -> None:
-    from shared.models import load
     from transformers import AutoModelForCausalLM
+
+    from shared.models import load
 
     theirs = AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32)
     ids = torch.tensor([5, 99, 17, 200, 3, 42])

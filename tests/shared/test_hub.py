@@ -194,3 +194,19 @@ def test_path_escape_is_refused(server: Hub, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="refusing"):
         hub.hub_snapshot(REPO, COMMIT)
     assert not list(tmp_path.parent.rglob("evil.json"))
+
+
+def test_a_model_by_hub_id_answers(server: Hub, tiny_llama: Path) -> None:
+    """MODEL=org/name@revision, end to end: the same logits as from the directory it was copied from."""
+    import torch
+
+    from shared.models import load
+
+    server.files = {path.name: path.read_bytes() for path in tiny_llama.iterdir()}
+    model = load(f"{REPO}@{COMMIT}", dtype="float32", quiet=True)
+    local = load(str(tiny_llama), dtype="float32", quiet=True)
+    ids = torch.tensor(model.tokenizer.encode("the cat"))
+    hidden = [m.transformer.forward(ids, [m.transformer.new_cache()], [len(ids)]) for m in (model, local)]
+    assert torch.equal(*hidden)
+    with pytest.raises(UserError, match="nope"):
+        load(f"{REPO}@nope", quiet=True)

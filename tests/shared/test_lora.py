@@ -103,5 +103,10 @@ def test_an_adapter_of_another_model_is_refused(tiny_llama: Path, tiny_qwen3: Pa
     make_adapter(tiny_qwen3, tmp_path, TARGETS["all"], 1)
     with pytest.raises(UserError, match="made for another model"):
         load(str(tiny_llama), adapter=tmp_path, quiet=True)
+    (tmp_path / "a" / "same").mkdir(parents=True)
+    make_adapter(tiny_llama, tmp_path / "b" / "same", TARGETS["some"], 1)
+    model = load(str(tiny_llama), adapter=tmp_path / "b" / "same", quiet=True)
+    with pytest.raises(UserError, match="the name 'same' is taken"):
+        model.add_adapter(tmp_path / "a" / "same")
     with pytest.raises(UserError, match="adapter_config.json is missing"):
         load(str(tiny_llama), adapter=tmp_path / "nowhere", quiet=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared import models, weights
+from shared import models, native, weights
 from shared.errors import UserError
 from shared.models import choose_device, choose_dtype, choose_threads, load, resolve
 
@@ -53,7 +53,10 @@ def test_devices_that_are_not_there() -> None:
 
 def test_dense_copy_is_left_out_when_memory_is_short(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = torch.arange(20)
+    # Without the native kernel, which needs no copy anywhere.
+    monkeypatch.setattr(native, "library", lambda: (None, "switched off by the test"))
     with_copy = load(str(tiny_llama), dtype="int4", quiet=True).transformer
+    assert with_copy.layers[0].qkv.dense_nbytes() > 0
     monkeypatch.setattr(weights, "available_memory", lambda: 1000)
     without = load(str(tiny_llama), dtype="int4", quiet=True)
     assert without.transformer.layers[0].qkv.dense_nbytes() == 0

@@ -137,11 +137,15 @@ def test_forced_tool_calls(client: openai.OpenAI, name: str, choice: object, str
 
 
 def test_auto_and_none_and_the_way_back(client: openai.OpenAI, name: str) -> None:
+    lengths = {}
     for choice in ("auto", "none"):
         done = client.chat.completions.create(
             model=name, messages=HELLO, tools=TOOLS, tool_choice=choice, max_tokens=8, temperature=0
         )
         assert not done.choices[0].message.tool_calls  # a random model does not write a call by chance
+        lengths[choice] = done.usage.prompt_tokens
+    plain = client.chat.completions.create(model=name, messages=HELLO, max_tokens=1).usage.prompt_tokens
+    assert lengths["none"] == plain < lengths["auto"]  # with "none" the model does not even see the tools
     call = {"id": "call_1", "type": "function", "function": {"name": "alpha", "arguments": '{"x": true}'}}
     messages = [
         *HELLO,
@@ -203,6 +207,7 @@ def test_models(client: openai.OpenAI, name: str) -> None:
         ({"messages": [{"role": "assistant", "tool_calls": [BROKEN_CALL]}]}, 400, "not a valid call"),
         ({"temperature": 3}, 400, "temperature"),
         ({"top_p": 0}, 400, "top_p"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
         ({"n": 0}, 400, "n"),
         ({"max_tokens": 100_000}, 400, "maximum context length is 2048"),
         ({"stop": [""]}, 400, "none of them empty"),
@@ -237,12 +242,14 @@ def test_errors_below_the_api(url: str, name: str) -> None:
 
 
 def test_a_client_that_leaves_stops_the_computation(url: str, name: str, engine: Engine) -> None:
+    start = engine.tokens_decoded
     body = {"model": name, "messages": HELLO, "max_tokens": 1900, "ignore_eos": True}
     with httpx.stream("POST", f"{url}/chat/completions", json=body | {"stream": True}, timeout=60) as response:
         for number, _ in enumerate(response.iter_lines()):
             if number == 10:
                 break
     assert _settles(engine)
+    assert engine.tokens_decoded - start < 1500
     before = engine.tokens_decoded
     with pytest.raises(httpx.ReadTimeout):  # a plain request, abandoned while it is being answered
         httpx.post(f"{url}/chat/completions", json=body, timeout=0.3)

@@ -65,7 +65,13 @@ def test_provenance_needs_no_heavy_import() -> None:
 
 
 def test_revision_is_dirty_for_code_but_not_for_results(tmp_path: Path) -> None:
-    for name in ("shared/provenance.py", "step1/code.py", "step1/results/x.json", "step1/README.md"):
+    for name in (
+        "shared/__init__.py",
+        "shared/provenance.py",
+        "step1/code.py",
+        "step1/results/x.json",
+        "step1/README.md",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text((REPOSITORY / "shared" / "provenance.py").read_text())
 

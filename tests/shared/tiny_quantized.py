@@ -74,7 +74,7 @@ def tiny_adapter(model: Transformer) -> Adapter:
             a = torch.randn(rank, matrix.in_features, generator=g) / matrix.in_features**0.5
             part[name] = (a, 0.3 * torch.randn(matrix.out_features, rank, generator=g))
         layers.append(part)
-    return Adapter("tiny", 3, layers)
+    return Adapter(3, layers)
 
 
 def decode(model: Transformer, rows: int, adapter: Adapter | None = None) -> tuple[list[Tensor], list[Tensor]]:

@@ -83,7 +83,7 @@ def test_an_adapter_is_part_of_what_is_inspected(tiny_llama: Path) -> None:
         for name, (i, o) in sizes.items()
     }
     base = logits_of(loaded, IDS)
-    loaded.adapters["tuned"] = Adapter("tuned", 4, [layer] * config.layers)
+    loaded.adapters["tuned"] = Adapter(4, [layer] * config.layers)
     inspector = Inspector.of_model(loaded)
     got = inspector.read_out(inspector.run(IDS).residuals[-1])[-1:]
     assert torch.allclose(got, logits_of(loaded, IDS), atol=1e-4)
