@@ -9,11 +9,11 @@ help:  ## list these commands
 step1: .venv/.step1  ## load the model, look inside, get an answer, write out/step1/report.html
 	@$(PY) -m step1_foundations demo
 
-bench1: .venv/.step1  ## step 1's speed ladder, about 5 minutes on an idle machine
+bench1: .venv/.step1  ## step 1's speed ladder, about 7 minutes on an idle machine
 	@$(PY) -m step1_foundations bench --output step1_foundations/results/bench.json
 
-test: .venv/.dev  ## hermetic tests: no model, no network, about a minute
-	@$(PY) -m pytest -q -m "not real"
+test: .venv/.dev  ## hermetic tests: no model, no network, about two minutes
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 -m "not real"
 
 test-real: .venv/.dev  ## tests with the real model, real servers and a real browser
 	@$(PY) -m pytest -q -m real

@@ -111,7 +111,7 @@ def bench(
 ) -> None:
     """Measure the ladder: no cache, KV cache, bf16, int8, int4, compiled, batch.
 
-    About 5 minutes; keep the machine idle meanwhile. Each rung picks its own dtype on the CPU.
+    About 7 minutes; keep the machine idle meanwhile. Each rung picks its own dtype on the CPU.
 
     Example: step1 bench -o out/bench.json
     """

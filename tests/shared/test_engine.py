@@ -293,7 +293,7 @@ def test_sampled_tokens_follow_the_model(engine: Engine) -> None:
 
 
 def test_identical_prompts_are_prefilled_once(engine: Engine) -> None:
-    ids = prompt(engine.model, "The capital of France is Paris. The capital of Japan is Tokyo. naïve café 🙂")
+    ids = prompt(engine.model, "The capital of France is Paris. The capital of Japan is Tokyo. naïve café 🙂🙃 你好")
     assert len(ids) > SHARED_PREFIX
     queues: list[queue.SimpleQueue[Event]] = [queue.SimpleQueue() for _ in range(4)]
     for events in queues:
