@@ -37,12 +37,14 @@ def ladder(model: str) -> list[tuple[str, str]]:
         ("int4 PyTorch", "+ an eighth of the bytes, as published, with PyTorch's kernels (no C compiler needed)"),
         ("int4 loop", "+ the native matrix kernel"),
         ("int4", "+ the whole step compiled (what `auto` picks)"),
+    ]
+    if importlib.util.find_spec("llama_cpp") and gguf_path(model):
+        rungs.append(("llama.cpp", "llama.cpp on the same GGUF"))  # next to int4: machines drift within minutes
+    return [
+        *rungs,
         ("int4 batch", "+ 8 sequences at once, tok/s of all together"),
         ("int4 HTTP", "the same engine through the OpenAI server, one stream"),
     ]
-    if importlib.util.find_spec("llama_cpp") and gguf_path(model):
-        rungs.append(("llama.cpp", "llama.cpp on the same GGUF"))
-    return rungs
 
 
 def gguf_path(model: str) -> Path | None:
