@@ -14,7 +14,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shared.tokenizer import ChatTokenizer
 
 REPEATS = 3  # each figure is the median of these
 PROMPT, PREFILL, DECODE = 32, 512, 128  # tokens; main() takes fewer for a model with a short context
@@ -28,16 +31,24 @@ def main() -> None:
     """Run the rung named on the command line."""
     from shared.model_config import read_config
     from shared.models import resolve
+    from shared.tokenizer import ChatTokenizer
 
     global PREFILL, DECODE
     rung, model, gguf = sys.argv[1], sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else ""
-    context = read_config(resolve(model)).context
+    directory = resolve(model)
+    context = read_config(directory).context
     PREFILL, DECODE = min(PREFILL, context), min(DECODE, context - PROMPT)
-    measure = {"transformers": _transformers, "llama.cpp": _llama_cpp}.get(rung.split()[0], _engine)
-    print(json.dumps(measure(rung, gguf if rung == "llama.cpp" else model)))
+    ids = reference_ids(ChatTokenizer(directory))  # one tokenizer for all rungs, so that they score the same tokens
+    if rung == "llama.cpp":
+        figures = _llama_cpp(gguf, ids)
+    elif rung.startswith("transformers"):
+        figures = _transformers(rung, directory, ids)
+    else:
+        figures = _engine(rung, model, ids)
+    print(json.dumps(figures))
 
 
-def _engine(rung: str, spec: str) -> dict[str, Any]:
+def _engine(rung: str, spec: str, ids: list[int]) -> dict[str, Any]:
     """Our own forward pass. rung: a dtype, optionally with "no cache", "loop", "PyTorch", "batch" or "HTTP"."""
     import torch
 
@@ -47,14 +58,14 @@ def _engine(rung: str, spec: str) -> dict[str, Any]:
 
     if rung.endswith("HTTP"):
         served = load_engine(spec, dtype=rung.split()[0], quiet=True)
-        return _http_cost(served, _token_ids(served.model.tokenizer.encode))
+        return _http_cost(served, ids)
     if rung.endswith("PyTorch"):
         native.library = lambda: (None, "switched off for this rung")  # type: ignore[assignment]
     dtype = rung.split()[0]
     model = load(spec, dtype=dtype, quiet=True)
     if "loop" in rung:
         type(model.transformer).fused = False
-    transformer, ids = model.transformer, _token_ids(model.tokenizer.encode)
+    transformer = model.transformer
     if rung.endswith("batch"):
         return {"decode": _batch_speed(Engine(model), ids)}
 
@@ -89,18 +100,15 @@ def _engine(rung: str, spec: str) -> dict[str, Any]:
     return figures | _quality(score, ids)
 
 
-def _transformers(rung: str, spec: str) -> dict[str, Any]:
+def _transformers(rung: str, directory: Path, ids: list[int]) -> dict[str, Any]:
     """Hugging Face's generate() on the same weights. rung: "transformers" and a dtype."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    from shared.models import choose_threads, resolve
+    from shared.models import choose_threads
 
     torch.set_num_threads(int(choose_threads(None).value))
-    directory, dtype = resolve(spec), rung.split()[1]
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
-    ids = _token_ids(tokenizer.encode)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, rung.split()[1]))
     options = {"do_sample": False, "pad_token_id": 0}
 
     def prefill(tokens: list[int]) -> Any:
@@ -123,7 +131,7 @@ def _transformers(rung: str, spec: str) -> dict[str, Any]:
     return figures | _quality(score, ids)
 
 
-def _llama_cpp(rung: str, gguf: str) -> dict[str, Any]:
+def _llama_cpp(gguf: str, ids: list[int]) -> dict[str, Any]:
     """llama.cpp on the same GGUF file, through llama-cpp-python."""
     import os
 
@@ -133,7 +141,6 @@ def _llama_cpp(rung: str, gguf: str) -> dict[str, Any]:
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     options = {"n_ctx": 2048, "n_threads": threads, "n_threads_batch": threads, "n_batch": 512, "verbose": False}
     model = Llama(gguf, **options)
-    ids = _token_ids(lambda text: model.tokenize(text.encode(), add_bos=False))
 
     def prefill(tokens: list[int]) -> int:
         model.reset()
@@ -241,8 +248,9 @@ def _http_cost(engine: Any, ids: list[int]) -> dict[str, Any]:
     }
 
 
-def _token_ids(encode: Callable[[str], list[int]]) -> list[int]:
-    ids = list(encode(TEXT.read_text()))
+def reference_ids(tokenizer: "ChatTokenizer") -> list[int]:
+    """The reference text's token ids, at least PREFILL of them."""
+    ids = tokenizer.encode(TEXT.read_text())
     if len(ids) < PREFILL:
         raise SystemExit(f"the reference text has only {len(ids)} tokens with this tokenizer, {PREFILL} are needed")
     return ids

@@ -6,6 +6,8 @@
 Nothing heavy is imported at the top, so that the time of importing torch can be measured apart from our own.
 """
 
+import contextlib
+import ctypes
 import gc
 import sys
 import time
@@ -85,6 +87,7 @@ def measure_load(
 
     # Fetching and converting happen once per machine and would hide what a load costs.
     resolve(model or settings().model)
+    _give_back()  # or a conversion just done would leave room that the load then fills unseen
     before = _memory()
     loaded = load(model, adapter, device, dtype, quiet=quiet)
     after = _memory()
@@ -156,6 +159,13 @@ def _norms(transformer: "Transformer") -> Component:
         weights += [layer.attention_norm, layer.mlp_norm]
         weights += [w for w in (layer.query_norm, layer.key_norm) if w is not None]
     return Component("norms", sum(w.numel() for w in weights), sum(w.nbytes for w in weights), 0)
+
+
+def _give_back() -> None:
+    """Return freed memory to the system, where the C library can (glibc)."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _memory() -> tuple[int, int | None, int | None]:
