@@ -97,7 +97,7 @@ def load(
     model.seconds = time.perf_counter() - start
     if not quiet:
         for choice in choices:
-            say(f"  {choice.what:<8} {choice.value}  ({choice.reason})")
+            say(f"  {choice.what:<8} {choice.value}  ({choice.reason})", indent=11)
     return model
 
 

@@ -5,7 +5,9 @@ line on stderr and an exit code: 0 ok, 1 failed, 2 bad usage or bad input, 130 C
 """
 
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +37,14 @@ def console(*, stderr: bool = False) -> "Console":
     return Console(stderr=stderr, highlight=False, soft_wrap=False)
 
 
-def say(message: str) -> None:
-    """Print a progress remark for people, on stderr, so that stdout stays parseable."""
+def say(message: str, indent: int = 0) -> None:
+    """Print a progress remark for people, on stderr, so that stdout stays parseable.
+
+    indent: columns that further lines are indented by, where a terminal is too narrow for one.
+    """
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        message = textwrap.fill(message, width, subsequent_indent=" " * indent, break_long_words=False)
     print(message, file=sys.stderr, flush=True)
 
 

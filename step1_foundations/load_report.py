@@ -87,9 +87,10 @@ def measure_load(
 
     # Fetching and converting happen once per machine and would hide what a load costs.
     resolve(model or settings().model)
-    _give_back()  # or a conversion just done would leave room that the load then fills unseen
+    _give_back()  # before and after: neither a conversion just done nor the load's own scratch should count
     before = _memory()
     loaded = load(model, adapter, device, dtype, quiet=quiet)
+    _give_back()
     after = _memory()
     private, mapped = (None if a is None or b is None else b - a for a, b in zip(before[1:], after[1:], strict=True))
     config = loaded.config
