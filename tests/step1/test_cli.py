@@ -8,11 +8,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-
-from step1_foundations.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = "the cat sat on [the] mat 🙂"
@@ -31,30 +29,6 @@ VERBS = [
     ["ablate", "a", "--target", "zzqy"],
 ]
 PICTURES = {"embed", "attention", "ablate"}
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def step1(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Call the program in this process (torch is imported once), in an empty directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def call(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["step1", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return Done(code, *capsys.readouterr())
-
-    return call
 
 
 def width(line: str) -> int:

@@ -17,26 +17,7 @@ from shared.errors import UserError
 from shared.generation import Event
 from shared.models import load
 from shared.sampling import Sampling
-from step1_foundations.cli import main
 from step1_foundations.generate import Session, answer, chat, read_lines, sureness
-
-
-@pytest.fixture
-def step1(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Call the program in this process, in an empty directory; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["step1", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return (code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture
