@@ -80,9 +80,11 @@ class ResponseFormat(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """include_usage: a last chunk with the token counts."""
+    """include_usage: a last chunk with the token counts. continuous_usage_stats (vLLM's): counts so far in each chunk,
+    for clients that may stop reading before the end."""
 
     include_usage: bool | None = False
+    continuous_usage_stats: bool | None = False
 
 
 class GenerationRequest(BaseModel):

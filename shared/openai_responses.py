@@ -69,6 +69,9 @@ class _Envelope:
         self.fields = {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
         self.kind = kind
         self.wants_usage = bool(body.stream_options and body.stream_options.include_usage)
+        self.wants_running_usage = self.wants_usage and bool(
+            body.stream_options and body.stream_options.continuous_usage_stats
+        )
 
     def chunk(self, choices: list[dict[str, Any]], suffix: str = "", **more: Any) -> dict[str, Any]:
         return {**self.fields, "object": self.kind + suffix, "choices": choices, **more}
@@ -127,6 +130,11 @@ class ChatWriter:
         chunks = [self._chunk(index, delta, None, None) for delta in deltas]
         if chunks:
             chunks[-1]["choices"][0] |= {"logprobs": logprobs, "finish_reason": answer.finish}
+        if self._envelope.wants_running_usage:
+            running = Usage(1)
+            running.add(0, generation)
+            for chunk in chunks:
+                chunk["usage"] = running.as_dict()
         return chunks
 
     def _chunk(self, index: int, delta: dict[str, Any], logprobs: Any, finish: str | None) -> dict[str, Any]:
