@@ -1,0 +1,1 @@
+"""Step 2: a tool-calling command line for external APIs, with prompting as a measured lever."""

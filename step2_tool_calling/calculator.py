@@ -1,0 +1,157 @@
+"""A calculator that can only calculate.
+
+`eval` on a model's text would hand the model (and whoever wrote what it read) this process. So the text is parsed to
+Python's syntax tree and only a list of node types, functions and constants is evaluated, by the code below; whatever
+is not on the list is refused. Sizes are bounded before they are computed: 9**9**9 is seven characters and 370 million
+digits.
+
+    python -c 'from step2_tool_calling.calculator import calculate; print(calculate("15% of 80 + sqrt(2)"))'
+"""
+
+import ast
+import math
+import operator
+import re
+from collections.abc import Callable
+
+from step2_tool_calling.tool import ToolError
+
+MAX_LENGTH = 300  # characters
+MAX_DEPTH = 40  # nested operations
+MAX_BITS = 1024  # of an integer: the range of a float, 309 digits
+MAX_FACTORIAL = 170  # the largest below 2**1024
+
+Number = int | float
+
+
+def _power(base: Number, exponent: Number) -> Number:
+    if isinstance(base, int) and isinstance(exponent, int) and exponent > 0:
+        # |base| < 2**bits, so the result has at most bits * exponent bits.
+        if abs(base) > 1 and (base.bit_length() - 1) * exponent > MAX_BITS:
+            raise OverflowError
+        return base**exponent
+    result = base**exponent
+    if isinstance(result, complex):
+        raise ToolError("a negative number to a fractional power is not a real number")
+    return result
+
+
+def _factorial(n: Number) -> int:
+    if n != int(n) or not 0 <= n <= MAX_FACTORIAL:
+        raise ToolError(f"factorial takes a whole number from 0 to {MAX_FACTORIAL}")
+    return math.factorial(int(n))
+
+
+def _comb(n: Number, k: Number) -> int:
+    if n != int(n) or k != int(k) or not 0 <= n <= 1000 or k < 0:
+        raise ToolError("comb takes two whole numbers, the first from 0 to 1000")
+    return math.comb(int(n), int(k))
+
+
+def _round(value: Number, digits: Number = 0) -> Number:
+    if digits != int(digits) or abs(digits) > 20:  # round(5, -10**9) would compute 10**10**9
+        raise ToolError("round takes a whole number of digits from -20 to 20")
+    return round(value, int(digits)) if digits else round(value)
+
+
+OPERATORS: dict[type[ast.operator], Callable[[Number, Number], Number]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: _power,
+}
+FUNCTIONS: dict[str, Callable[..., Number]] = {
+    **{name: getattr(math, name) for name in ("sqrt", "log", "log2", "log10", "exp", "floor", "ceil")},
+    **{name: getattr(math, name) for name in ("sin", "cos", "tan", "asin", "acos", "atan", "degrees", "radians")},
+    "abs": abs,
+    "min": min,
+    "max": max,
+    "round": _round,
+    "factorial": _factorial,
+    "comb": _comb,
+}
+CONSTANTS = {"pi": math.pi, "e": math.e}
+
+
+def calculate(expression: str) -> float | int:
+    """Compute an arithmetic expression. Use it for every sum, product, percentage, power or root.
+
+    Args:
+        expression: For example "(12.5 + 7) * 3", "15% of 80", "2**10" or "sqrt(2)". Operators + - * / // % **;
+            functions sqrt, log, log2, log10, exp, sin, cos, tan, asin, acos, atan (radians), degrees, radians, abs,
+            round, min, max, floor, ceil, factorial, comb; constants pi and e.
+
+    Returns:
+        The number, to 12 significant digits when it is not whole.
+    """
+    if len(expression) > MAX_LENGTH:
+        raise ToolError(f"the expression is longer than {MAX_LENGTH} characters; calculate it in parts")
+    try:
+        tree = ast.parse(_as_python(expression), mode="eval")
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        raise ToolError(f"cannot read {expression!r} as arithmetic; write it like (12.5 + 7) * 3") from None
+    try:
+        result = _evaluate(tree.body, MAX_DEPTH)
+        if not math.isfinite(result):
+            raise OverflowError
+    except ZeroDivisionError:
+        raise ToolError("division by zero") from None
+    except OverflowError:
+        raise ToolError("the result is too large; numbers up to about 1e308 can be computed") from None
+    except RecursionError:  # quoting a refused part, "~~~~...1"
+        raise ToolError(f"cannot read {expression!r} as arithmetic") from None
+    except (ValueError, TypeError) as error:  # sqrt(-1), log(0); sqrt(1, 2)
+        raise ToolError(f"cannot calculate {expression!r}: {error}") from None
+    if isinstance(result, float):
+        # 0.1 + 0.2 is 0.3 and not 0.30000000000000004; 12 digits is what a good desk calculator shows.
+        result = float(f"{result:.12g}")
+        return int(result) if result.is_integer() and abs(result) < 1e15 else result
+    return result
+
+
+def _as_python(text: str) -> str:
+    """Turn the signs people write into Python's: × ÷ − ^, a closing "=", and percentages.
+
+    A percent sign right behind a number, with no number after it, is a percentage; elsewhere it is the remainder.
+    """
+    for sign, python in (("×", "*"), ("·", "*"), ("÷", "/"), ("−", "-"), ("^", "**")):
+        text = text.replace(sign, python)
+    text = text.strip().removesuffix("=").strip()
+    number = r"(?<![\w.])(\d+(?:\.\d*)?|\.\d+)"
+    # Desk calculators read 200 + 10% as 220, mathematics as 200.1: neither is a safe guess.
+    if re.search(rf"[+-]\s*{number}%\s*(?![\s\w.(])", text) or re.search(rf"{number}%\s*[+-]", text):
+        raise ToolError('say what the percentage is of: "200 + 10% of 200", not "200 + 10%"')
+    if re.search(rf"(/|\*\*|%)\s*{number}\s*%\s*of\b", text):
+        raise ToolError('put the percentage in parentheses: "100 / (20% of 50)"')
+    text = re.sub(rf"{number}\s*%\s*of\b", r"(\1/100)*", text)
+    return re.sub(rf"{number}%\s*(?![\s\w.(])", r"(\1/100)", text)
+
+
+def _evaluate(node: ast.expr, depth: int) -> Number:
+    if depth == 0:
+        raise ToolError(f"the expression is nested more than {MAX_DEPTH} deep; calculate it in parts")
+    result: Number
+    match node:
+        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
+            result = value
+        case ast.Name(id=name) if name in CONSTANTS:
+            result = CONSTANTS[name]
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            result = -_evaluate(operand, depth - 1)
+        case ast.UnaryOp(op=ast.UAdd(), operand=operand):
+            result = _evaluate(operand, depth - 1)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+            result = OPERATORS[type(op)](_evaluate(left, depth - 1), _evaluate(right, depth - 1))
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in FUNCTIONS:
+            result = FUNCTIONS[name](*(_evaluate(argument, depth - 1) for argument in arguments))
+        case ast.Tuple():
+            raise ToolError("write numbers without thousands separators: 1234.5, not 1,234.5")
+        case _:
+            known = f"numbers, + - * / // % **, {', '.join([*FUNCTIONS, *CONSTANTS])}"
+            raise ToolError(f"{ast.unparse(node)[:60]!r} is not arithmetic; the calculator knows {known}")
+    if isinstance(result, int) and result.bit_length() > MAX_BITS:
+        raise OverflowError
+    return result

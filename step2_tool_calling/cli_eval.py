@@ -1,0 +1,280 @@
+"""The verbs that measure: eval, compare, prompts."""
+
+import asyncio
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+
+from shared.errors import UserError
+from shared.terminal import console, print_json
+from step2_tool_calling.options import Json, Model, Timeout
+
+if TYPE_CHECKING:
+    from shared.bfcl import Item
+    from shared.endpoint import Endpoint
+    from shared.results import Row
+    from step2_tool_calling.evaluate import Outcome
+    from step2_tool_calling.strategies import Name
+
+measuring = typer.Typer()
+
+
+@measuring.command("prompts")
+def prompts_verb(json: Json = False) -> None:
+    """List the prompts and what each of them tries.
+
+    Example: step2 prompts
+    """
+    from step2_tool_calling.prompts import load_prompt, names
+
+    prompts = [load_prompt(name) for name in names()]
+    if json:
+        return print_json([asdict(prompt) for prompt in prompts])
+    for prompt in prompts:
+        console().print(f"[bold]{prompt.name}[/]  [dim]v{prompt.version}[/]")
+        console().print(f"  {prompt.tries}", markup=False)
+    return None
+
+
+@measuring.command("eval")
+def eval_verb(
+    prompts: Annotated[str, typer.Option("--prompts", "-p", metavar="A,B,…", help="Prompts to measure.")] = "plain",
+    strategy: Annotated[
+        str, typer.Option("--strategy", "-s", metavar="A,B,…", help="native, constrained, text.")
+    ] = "constrained",
+    categories: Annotated[
+        str, typer.Option(metavar="A,B,…", help="BFCL categories.")
+    ] = "simple_python,multiple,parallel,parallel_multiple,irrelevance",
+    limit: Annotated[
+        int | None, typer.Option(min=1, show_default="all", help="Items of each category, evenly spaced.")
+    ] = None,
+    threshold: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            show_default=False,
+            help="Another row per constrained run: call from this probability on; repeatable.",
+        ),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(show_default="none", help="For temperatures above 0.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the answers are kept.")] = Path(
+        "out/step2/eval"
+    ),
+    results: Annotated[
+        Path | None, typer.Option(metavar="FILE", show_default="nowhere", help="Write the table as results JSON.")
+    ] = None,
+    timeout: Timeout = 600.0,
+    model: Model = None,
+    json: Json = False,
+) -> None:
+    """Measure tool calling on BFCL v4, every prompt with every strategy.
+
+    Answers are kept item by item: the same command again continues, and ends at once when all are there.
+
+    Example: step2 eval --prompts plain,examples --strategy native --limit 20
+    """
+    from shared.bfcl import CATEGORIES, load
+    from shared.endpoint import connect
+    from step2_tool_calling.scoreboard import row, thresholded
+
+    chosen = _listed(categories, list(CATEGORIES), "--categories")
+    strategies: list[Any] = _listed(strategy, list(_strategy_names()), "--strategy")
+    items = [item for category in chosen for item in load(category, limit)]
+    rows: list[Row] = []
+    with connect(model, quiet=json) as endpoint:
+        for name in strategies:
+            for prompt in prompts.split(","):
+                settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+                outcomes, dollars = _measure(
+                    endpoint, items, name, prompt.strip(), output, concurrency, timeout, settings, quiet=json
+                )
+                label = f"{endpoint.model}, {name}, {prompt.strip()}"
+                rows.append(row(label, items, outcomes, dollars))
+                for value in (threshold or []) if name == "constrained" else []:
+                    limited = thresholded(outcomes, value)
+                    rows.append(row(f"{label}, calls from {value:g}", items, limited, dollars))
+    if results is not None:
+        from shared.results import write_results
+
+        command = shlex.join(["step2", *sys.argv[1:]])
+        write_results(results, command=command, rows=rows, n=len(items), packages=("torch", "openai", "xgrammar"))
+    _show(rows, json)
+
+
+def _measure(
+    endpoint: "Endpoint",
+    items: "Sequence[Item]",
+    strategy: "Name",
+    prompt_name: str,
+    output: Path,
+    concurrency: int,
+    timeout: float,
+    settings: dict[str, Any],
+    *,
+    quiet: bool,
+) -> "tuple[list[Outcome], float | None]":
+    """Run one setting, with a progress bar; return its outcomes and what they cost."""
+    from openai import AsyncOpenAI
+
+    from step2_tool_calling.conversation import Usage
+    from step2_tool_calling.evaluate import answer_item, evaluate, header_of
+    from step2_tool_calling.prices import cost
+    from step2_tool_calling.prompts import load_prompt
+    from step2_tool_calling.session import is_local
+    from step2_tool_calling.strategies import Model as Asked
+
+    prompt = load_prompt(prompt_name)
+    where = "embedded" if endpoint.engine is not None else endpoint.base_url
+    name = "-".join([endpoint.model, strategy, prompt.name, prompt.digest]).replace("/", "_")
+
+    async def measure(progress: "Callable[[Outcome], None]") -> "list[Outcome]":
+        async with AsyncOpenAI(
+            base_url=endpoint.base_url, api_key=endpoint.api_key, max_retries=4, timeout=timeout
+        ) as client:
+            asked = Asked(client, endpoint.model, **settings)
+            return await evaluate(
+                items,
+                lambda item: answer_item(item, asked, strategy, prompt),
+                output / f"{name}.jsonl",
+                header=header_of(asked, where, strategy, prompt),
+                concurrency=concurrency,
+                progress=progress,
+            )
+
+    with _progress(f"{strategy} {prompt.name}", len(items), quiet) as advance:
+        outcomes = asyncio.run(measure(advance))
+    used = sum((outcome.usage for outcome in outcomes), Usage())
+    return outcomes, cost(endpoint.model, used, local=is_local(endpoint))
+
+
+def _progress(label: str, total: int, quiet: bool) -> Any:
+    """A context manager: a progress bar on stderr that yields `advance(outcome)`."""
+    from contextlib import contextmanager
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    @contextmanager
+    def shown() -> Any:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console(stderr=True), disable=quiet) as bar:
+            task = bar.add_task(label, total=total)
+            yield lambda _: bar.advance(task)
+            bar.update(task, completed=total)  # items that were there already
+
+    return shown()
+
+
+def _show(rows: "list[Row]", json: bool) -> None:
+    from shared.results import format_metric
+    from step2_tool_calling.scoreboard import FAILURES
+
+    if json:
+        return print_json(rows)
+    out = console()
+    for entry in rows:
+        out.print(f"\n{entry['name']}", style="bold", markup=False)
+        metrics = entry["metrics"]
+        for key in metrics:
+            if key not in FAILURES:
+                out.print(f"  {key:18} {format_metric(metrics[key])}", markup=False)
+        failures = ", ".join(f"{key} {metrics[key]['value']}" for key in FAILURES if metrics[key]["value"])
+        out.print(f"  {'failures':18} {failures or 'none'}", markup=False)
+    return None
+
+
+@measuring.command("calibrate")
+def calibrate_verb(
+    run: Annotated[Path, typer.Argument(metavar="FILE.jsonl", show_default=False)], json: Json = False
+) -> None:
+    """Find the call threshold in a constrained run over other items than those it is for.
+
+    Example: step2 calibrate out/step2/eval/live/smollm2-135m-constrained-plain-….jsonl
+    """
+    from step2_tool_calling.scoreboard import calibrate
+
+    outcomes = _read(run)
+    items = _items_of(outcomes.values())
+    found = calibrate(items, [outcomes[item.id] for item in items])
+    if json:
+        return print_json(asdict(found))
+    low, high = found.ci95
+    console().print(
+        f"--call-threshold {found.threshold:.3g}   balanced accuracy {100 * found.balanced_accuracy:.1f} % "
+        f"on these {found.n} items, AUROC {found.auroc:.3f} [{low:.3f}, {high:.3f}]",
+        markup=False,
+    )
+    return None
+
+
+@measuring.command("compare")
+def compare_verb(
+    a: Annotated[Path, typer.Argument(metavar="A.jsonl", show_default=False)],
+    b: Annotated[Path, typer.Argument(metavar="B.jsonl", show_default=False)],
+    examples: Annotated[int, typer.Option(min=0, help="Items to show that B fixed, and that it broke.")] = 3,
+    json: Json = False,
+) -> None:
+    """Compare two measured runs on the items they share.
+
+    Example: step2 compare out/step2/eval/A.jsonl out/step2/eval/B.jsonl
+    """
+    from step2_tool_calling.scoreboard import compare, describe
+    from step2_tool_calling.trace import printable
+
+    first, second = _read(a), _read(b)
+    items = _items_of(first.values())
+    result = compare(items, first, second)
+    if json:
+        return print_json(asdict(result))
+    out = console()
+    out.print(f"A {a.stem}  {result.a:.1f} %\nB {b.stem}  {result.b:.1f} %", markup=False, soft_wrap=True)
+    out.print(
+        f"B - A: {result.difference:+.1f} points [{result.ci95[0]:+.1f}, {result.ci95[1]:+.1f}], n = {result.n}; "
+        f"only B right {result.mcnemar.only_a}, only A right {result.mcnemar.only_b}, exact p = {result.mcnemar.p:.2g}",
+        markup=False,
+    )
+    known = {item.id: item for item in items}
+    for title, ids in (("fixed", result.fixed), ("broken", result.broken)):
+        for item_id in ids[:examples]:
+            out.print(f"\n{title}: {item_id}  {known[item_id].messages[-1]['content']}", markup=False)
+            for side, outcomes in (("A", first), ("B", second)):
+                score, said = describe(known[item_id], outcomes[item_id])
+                out.print(f"  {side} {score.kind or 'right'}: {printable(said)}", markup=False)
+    return None
+
+
+def _read(path: Path) -> "dict[str, Outcome]":
+    from step2_tool_calling.evaluate import read_outcomes
+
+    outcomes = read_outcomes(path)
+    if not outcomes:
+        raise UserError(f"{path}: no such run; `eval` writes them")
+    return outcomes
+
+
+def _items_of(outcomes: Any) -> "list[Item]":
+    from shared.bfcl import load
+
+    present = {outcome.id: outcome.category for outcome in outcomes}
+    return [item for category in dict.fromkeys(present.values()) for item in load(category) if item.id in present]
+
+
+def _listed(text: str, allowed: Sequence[str], option: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in allowed]:
+        raise UserError(f"{option} {unknown[0]!r}: use {', '.join(allowed)}")
+    return names
+
+
+def _strategy_names() -> tuple[str, ...]:
+    from step2_tool_calling.strategies import Name
+
+    return get_args(Name)

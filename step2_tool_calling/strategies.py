@@ -1,0 +1,248 @@
+"""Three ways to get tool calls out of a model, weakest demand on the endpoint last.
+
+    native        send `tools`, let the model decide and write. Right for models that were trained to call tools.
+    constrained   decide from log-probabilities whether to call at all, then force calls that obey the tools' schemas.
+                  What a small model gets wrong in form (JSON, names, required arguments) it then cannot get wrong.
+    text          tools described in the prompt, calls found in the answer's text. Needs nothing but chat.
+
+Each is one coroutine: messages and tools in, one `Turn` out. They use only OpenAI's protocol, so each works on the
+embedded engine, on vLLM and on hosted models as far as those implement it (`constrained` needs logprobs and strict
+tools; vLLM and the embedded engine have both).
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from shared.errors import UserError
+from shared.tool_calls import BEGIN
+from step2_tool_calling.conversation import Call, Message, Turn, Usage
+from step2_tool_calling.text_calls import as_text_messages, find_calls
+from step2_tool_calling.tool import Tool
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+Name = Literal["native", "constrained", "text"]
+OnText = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model at an endpoint, and how to ask it.
+
+    call_threshold: `constrained` calls a tool when the model gives at least this probability to beginning a call;
+    0 always calls on the first turn. extra: further request fields, as the endpoint knows them.
+    """
+
+    client: "AsyncOpenAI"
+    name: str
+    max_tokens: int = 512
+    temperature: float = 0.0
+    seed: int | None = None
+    call_threshold: float = 0.5
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def fields(self) -> dict[str, Any]:
+        """The request fields that every request carries."""
+        fields = {"model": self.name, "temperature": self.temperature, "max_tokens": self.max_tokens, **self.extra}
+        return fields if self.seed is None else fields | {"seed": self.seed}
+
+
+async def take_turn(
+    strategy: Name, model: Model, messages: Sequence[Message], tools: Sequence[Tool], on_text: OnText
+) -> Turn:
+    """Ask the model for its next turn. on_text: is given the text as it streams.
+
+    Raises UserError (exit code 1) when the endpoint fails for good: refused key, refused request, no answer after the
+    client's retries, or a stream that broke off twice.
+    """
+    ask = {"native": _native, "constrained": _constrained, "text": _text}[strategy]
+    return await ask(model, messages, tools, on_text)
+
+
+async def _native(model: Model, messages: Sequence[Message], tools: Sequence[Tool], on_text: OnText) -> Turn:
+    return await _stream(model, messages, on_text, **_tools(tools))
+
+
+async def _constrained(model: Model, messages: Sequence[Message], tools: Sequence[Tool], on_text: OnText) -> Turn:
+    if not tools:
+        return await _stream(model, messages, on_text)
+    answering = messages[-1]["role"] == "tool"
+    before = Usage()
+    seconds = 0.0
+    # A threshold of 0 always calls, once: after results there must be a way to end.
+    if model.call_threshold > 0 or answering:
+        probability, decision = await call_probability(model, messages, tools)
+        before, seconds = decision.usage, decision.seconds
+        if probability < (model.call_threshold or 0.5):
+            turn = await _stream(model, messages, on_text, **_tools(tools), tool_choice="none")
+            return _after(turn, before, seconds)
+    # A small model that was made to call does not know when to stop: it repeats its calls until max_tokens cuts it off
+    # (SmolLM2-135M on BFCL simple_python: 40 of 40). So the first repetition ends the turn, and so saves its tokens.
+    forced = _tools(tools, strict=True) | {"tool_choice": "required"}
+    turn = await _stream(model, messages, lambda _: None, until_repeated=True, **forced)
+    return _after(replace(turn, content="" if turn.calls else turn.content), before, seconds)
+
+
+async def call_probability(model: Model, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[float, Turn]:
+    """The probability that the model's next turn begins with a tool call, and what asking cost.
+
+    One token is generated and its alternatives are read: the mass of all tokens that can begin "<tool_call>". Tokens
+    outside the endpoint's top 20 count as 0.
+    """
+    begun = time.perf_counter()
+    fields = model.fields() | {"max_tokens": 1, "temperature": 0.0, "logprobs": True, "top_logprobs": 20}
+    try:
+        # "none" would take the tools out of the prompt; "auto" leaves the model its choice, which is what is measured.
+        answer = await model.client.chat.completions.create(
+            messages=cast("Any", list(messages)), **fields, **_tools(tools)
+        )
+    except Exception as error:
+        raise _endpoint_error(error) from error
+    logprobs = answer.choices[0].logprobs
+    if logprobs is None or not logprobs.content:
+        raise UserError(
+            "this endpoint returns no logprobs, which --strategy constrained needs: use native", exit_code=1
+        )
+    candidates = {entry.token: entry.logprob for entry in logprobs.content[0].top_logprobs}
+    mass = sum(math.exp(logprob) for token, logprob in candidates.items() if token and BEGIN.startswith(token))
+    seconds = time.perf_counter() - begun
+    return min(mass, 1.0), Turn("", usage=_usage(answer.usage), seconds=seconds)
+
+
+async def _text(model: Model, messages: Sequence[Message], tools: Sequence[Tool], on_text: OnText) -> Turn:
+    turn = await _stream(model, as_text_messages(messages, tools), on_text)
+    content, calls = find_calls(turn.content, tools)
+    return replace(turn, content=content, calls=tuple(calls))
+
+
+def _tools(tools: Sequence[Tool], *, strict: bool = False) -> dict[str, Any]:
+    return {"tools": [tool.as_openai(strict=strict) for tool in tools]} if tools else {}
+
+
+def _after(turn: Turn, before: Usage, seconds: float) -> Turn:
+    return replace(
+        turn, usage=before + turn.usage, seconds=seconds + turn.seconds, first_token=seconds + turn.first_token
+    )
+
+
+# -- one streamed request ----------------------------------------------------------------------------------------------
+
+
+class _BrokenStreamError(Exception):
+    """The stream ended before the model did."""
+
+
+async def _stream(
+    model: Model, messages: Sequence[Message], on_text: OnText, *, until_repeated: bool = False, **more: Any
+) -> Turn:
+    """One request, streamed. A stream that breaks off is asked for once more: generating again has no side effect.
+
+    until_repeated: stop reading, and with that the generation, at the first call that is there already.
+    """
+    try:
+        return await _stream_once(model, messages, on_text, until_repeated, more)
+    except _BrokenStreamError:
+        on_text("\n")
+    except Exception as error:
+        raise _endpoint_error(error) from error
+    try:
+        return await _stream_once(model, messages, on_text, until_repeated, more)
+    except Exception as error:
+        raise _endpoint_error(error) from error
+
+
+async def _stream_once(
+    model: Model, messages: Sequence[Message], on_text: OnText, until_repeated: bool, more: dict[str, Any]
+) -> Turn:
+    import httpx2  # what the openai client reads streams with; its errors come through unwrapped
+
+    begun = time.perf_counter()
+    first = 0.0
+    text: list[str] = []
+    calls: dict[int, dict[str, str]] = {}
+    finish, usage = None, None
+    options = {"include_usage": True}
+    if until_repeated:
+        options["continuous_usage_stats"] = True  # vLLM's extension: the counts are known wherever reading stops
+    stream = await model.client.chat.completions.create(
+        messages=cast("Any", list(messages)),
+        stream=True,
+        stream_options=cast("Any", options),
+        **model.fields(),
+        **more,
+    )
+    async with stream:
+        try:
+            async for chunk in stream:
+                usage = chunk.usage or usage
+                for choice in chunk.choices:
+                    delta = choice.delta
+                    first = first or time.perf_counter() - begun
+                    if delta.content:
+                        text.append(delta.content)
+                        on_text(delta.content)
+                    for part in delta.tool_calls or []:
+                        call = calls.setdefault(part.index, {"id": "", "name": "", "arguments": ""})
+                        call["id"] = part.id or call["id"]
+                        if part.function:
+                            call["name"] += part.function.name or ""
+                            call["arguments"] += part.function.arguments or ""
+                    finish = choice.finish_reason or finish
+                if until_repeated and _repeated(calls):
+                    calls.popitem()
+                    finish = "tool_calls"
+                    break
+        except (httpx2.HTTPError, json.JSONDecodeError) as error:
+            raise _BrokenStreamError(f"the stream broke off ({type(error).__name__})") from error
+    if finish is None:
+        raise _BrokenStreamError("the stream ended without a finish reason")
+    found = tuple(
+        Call(call["id"] or f"call_{index}", call["name"], call["arguments"]) for index, call in sorted(calls.items())
+    )
+    return Turn("".join(text), found, _usage(usage), time.perf_counter() - begun, first, finish)
+
+
+def _repeated(calls: dict[int, dict[str, str]]) -> bool:
+    """Whether the newest call says the same as an earlier one."""
+    *earlier, newest = calls.values() if calls else [{}]
+    return any(call["name"] == newest["name"] and call["arguments"] == newest["arguments"] for call in earlier)
+
+
+def _usage(usage: Any) -> Usage:
+    if usage is None:  # legal: some endpoints do not count
+        return Usage(requests=1)
+    details = getattr(usage, "prompt_tokens_details", None)
+    return Usage(usage.prompt_tokens, getattr(details, "cached_tokens", 0) or 0, usage.completion_tokens, 1)
+
+
+def _endpoint_error(error: Exception) -> Exception:
+    """Turn what the openai client raises into one sentence that names the fix; other errors are bugs and pass."""
+    import openai
+
+    if isinstance(error, _BrokenStreamError):
+        return UserError(f"the endpoint failed twice in a row: {error}", exit_code=1)
+    if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+        return UserError("the endpoint refuses the key: set OPENAI_API_KEY", exit_code=1)
+    if isinstance(error, openai.RateLimitError):
+        return UserError("the endpoint is over its rate limit, also after retries: wait a little", exit_code=1)
+    if isinstance(error, openai.APITimeoutError):
+        return UserError("the endpoint did not answer in time (--timeout)", exit_code=1)
+    if isinstance(error, openai.APIConnectionError):
+        return UserError(f"the endpoint cannot be reached: {error.__cause__ or error}", exit_code=1)
+    if isinstance(error, openai.APIStatusError):
+        return UserError(f"the endpoint refuses the request ({error.status_code}): {_message(error)}", exit_code=1)
+    if isinstance(error, openai.APIError):
+        return UserError(f"the endpoint failed: {_message(error)}", exit_code=1)
+    return error
+
+
+def _message(error: Any) -> str:
+    body = error.body if isinstance(error.body, dict) else {}
+    inner = body.get("error", body)
+    text = inner.get("message") if isinstance(inner, dict) else None
+    return " ".join(str(text or error.message).split())[:300]
