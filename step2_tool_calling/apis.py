@@ -2,7 +2,7 @@
 
 Weather and places come from Open-Meteo, exchange rates from Frankfurter (the European Central Bank's), articles from
 Wikipedia. A tool's docstring is all a model learns about it, so each says when to use it and what to pass; a result is
-a short flat object, because every token of it is read again on every later turn; an error says what to try next.
+a sentence with its source, because a small model repeats sentences rightly and echoes JSON; an error says what to try.
 
     python -m step2_tool_calling tools get_weather --schema
 
@@ -10,12 +10,13 @@ API references: open-meteo.com/en/docs, open-meteo.com/en/docs/geocoding-api, fr
 mediawiki.org/wiki/API:REST_API, en.wikipedia.org/api/rest_v1. sandbox.py serves the same shapes from this machine.
 """
 
-import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
+from html import unescape
 from textwrap import shorten
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit
@@ -23,7 +24,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field
 
-from step2_tool_calling.calculator import calculate
+from step2_tool_calling.calculator import calculate, in_digits
 from step2_tool_calling.function_tools import from_function
 from step2_tool_calling.http_client import HttpClient
 from step2_tool_calling.tool import Tool, ToolError
@@ -31,7 +32,16 @@ from step2_tool_calling.units import convert_units
 
 SANDBOX = "sandbox data, not live"
 MAX_EXTRACT = 700  # characters of an article, about 150 tokens
+MAX_AMOUNT = 1e18  # of money; more than anything costs, in any currency
 Unit = Literal["celsius", "fahrenheit"]
+DEGREES = {"celsius": "°C", "fahrenheit": "°F"}
+# The European Central Bank's reference rates. As an enum, because a small model left free writes "LISB" for euros.
+# fmt: off
+Currency = Literal[
+    "AUD", "BRL", "CAD", "CHF", "CNY", "CZK", "DKK", "EUR", "GBP", "HKD", "HUF", "IDR", "ILS", "INR", "ISK",
+    "JPY", "KRW", "MXN", "MYR", "NOK", "NZD", "PHP", "PLN", "RON", "SEK", "SGD", "THB", "TRY", "USD", "ZAR",
+]
+# fmt: on
 Days = Annotated[int, Field(ge=1, le=7)]  # in the schema, so that constrained decoding keeps to it
 
 # WMO code table 4677 as Open-Meteo uses it (open-meteo.com/en/docs, "Weather variable documentation").
@@ -108,7 +118,7 @@ class Apis:
     endpoints: Endpoints
     now: Callable[[], datetime]
 
-    async def get_weather(self, city: str, unit: Unit = "celsius") -> dict[str, Any]:
+    async def get_weather(self, city: str, unit: Unit = "celsius") -> str:
         """Get the current weather in a city: temperature, conditions, humidity and wind.
 
         Args:
@@ -120,19 +130,15 @@ class Apis:
         answer = await self._weather(place, current=wanted, temperature_unit=unit)
         with _expecting("the weather service"):
             current = answer["current"]
-            return {
-                "place": _label(place),
-                "temperature": current["temperature_2m"],
-                "feels_like": current["apparent_temperature"],
-                "unit": unit,
-                "conditions": _conditions(current["weather_code"]),
-                "humidity_percent": current["relative_humidity_2m"],
-                "wind_kmh": current["wind_speed_10m"],
-                "local_time": current["time"],
-                "source": _source(answer, "open-meteo.com"),
-            }
+            return (
+                f"{_label(place)}: {_figure(current['temperature_2m'], DEGREES[unit])} "
+                f"(feels like {_figure(current['apparent_temperature'])}), {_conditions(current['weather_code'])}, "
+                f"humidity {_figure(current['relative_humidity_2m'], '%')}, "
+                f"wind {_figure(current['wind_speed_10m'], 'km/h')} "
+                f"({_source(answer, 'open-meteo.com')})"
+            )
 
-    async def get_forecast(self, city: str, days: Days = 3, unit: Unit = "celsius") -> dict[str, Any]:
+    async def get_forecast(self, city: str, days: Days = 3, unit: Unit = "celsius") -> str:
         """Get the weather forecast for a city, day by day, today first.
 
         Args:
@@ -146,50 +152,42 @@ class Apis:
         with _expecting("the weather service"):
             daily = answer["daily"]
             columns = zip(daily["time"], *(daily[name] for name in wanted.split(",")), strict=True)
-            return {
-                "place": _label(place),
-                "unit": unit,
-                "days": [
-                    {"date": date, "conditions": _conditions(code), "high": high, "low": low, "rain_percent": rain}
-                    for date, code, high, low, rain in columns
-                ],
-                "source": _source(answer, "open-meteo.com"),
-            }
+            lines = [
+                f"{date}: {_figure(low)} to {_figure(high, DEGREES[unit])}, {_conditions(code)}, "
+                f"rain {_figure(rain, '%')}"
+                for date, code, high, low, rain in columns
+            ]
+            return "\n".join([f"{_label(place)} ({_source(answer, 'open-meteo.com')})", *lines])
 
-    async def convert_currency(self, amount: float, from_currency: str, to_currency: str) -> dict[str, Any]:
+    async def convert_currency(self, amount: float, from_currency: Currency, to_currency: Currency) -> str:
         """Convert an amount of money from one currency to another at the latest reference rate.
 
         Args:
             amount: The amount of money.
-            from_currency: The currency it is in, as a three-letter ISO code, for example "EUR".
-            to_currency: The currency to convert to, as a three-letter ISO code, for example "NOK".
+            from_currency: The currency it is in.
+            to_currency: The currency to convert to.
         """
-        if not math.isfinite(amount):
-            raise ToolError("the amount must be a finite number")
-        source, target = (code.strip().upper() for code in (from_currency, to_currency))
-        for code in (source, target):
-            if not re.fullmatch("[A-Z]{3}", code):
-                raise ToolError(f"{code!r} is not a currency; use a three-letter ISO code such as EUR, USD or NOK")
+        if not abs(amount) <= MAX_AMOUNT:  # nor not-a-number
+            raise ToolError(f"the amount must be a number up to {MAX_AMOUNT:g}")
+        source, target = from_currency, to_currency
         if source == target:
             raise ToolError(f"both currencies are {source}; name two different ones")
         answer = await self._get(
             f"{self.endpoints.exchange}/v1/latest",
             {"base": source, "symbols": target},
-            missing=f"there is no exchange rate from {source} to {target}; check the ISO codes",
+            missing=f"there is no exchange rate from {source} to {target}; try another currency",
         )
         with _expecting("the exchange rate service"):
             rate = answer["rates"][target]
-            return {
-                "amount": amount,
-                "from": source,
-                "to": target,
-                "result": round(amount * rate, 2),
-                "rate": rate,
-                "date": answer["date"],
-                "source": _source(answer, "frankfurter.dev"),
-            }
+            result = Decimal(in_digits(amount)) * Decimal(in_digits(rate))  # floats add cents to large sums
+            # Cents would make 100 rupiah 0.01 euros, and 10 rupiah nothing.
+            money = f"{result:.2f}" if abs(result) >= 0.1 else in_digits(float(f"{result:.2g}"))
+            return (
+                f"{in_digits(amount)} {source} = {money} {target} "
+                f"(rate {in_digits(rate)} of {answer['date']}, {_source(answer, 'frankfurter.dev')})"
+            )
 
-    async def get_time(self, city: str) -> dict[str, Any]:
+    async def get_time(self, city: str) -> str:
         """Get the current date and time in a city.
 
         Args:
@@ -197,21 +195,14 @@ class Apis:
         """
         place, source = await self._place(city)
         with _expecting("the place search"):
-            name = place["timezone"]
-        try:  # ValueError: not a name that could be a zone's
+            label, name = _label(place), str(place["timezone"])
+        try:  # ValueError, OSError: not a name that could be a zone's ("../x"; "Europe", a folder of zones)
             local = self.now().astimezone(ZoneInfo(name))
-        except (ZoneInfoNotFoundError, ValueError):
+        except (ZoneInfoNotFoundError, ValueError, OSError):
             raise ToolError(f"this machine does not know the time zone {name!r}") from None
-        return {
-            "place": _label(place),
-            "time": local.strftime("%H:%M"),
-            "date": local.strftime("%A %Y-%m-%d"),
-            "timezone": name,
-            "utc_offset": local.strftime("%z"),
-            "source": source,
-        }
+        return f"{label}: {local:%H:%M} on {local:%A %Y-%m-%d} (UTC{local:%z}, {name}; place from {source})"
 
-    async def search_place(self, name: str) -> dict[str, Any]:
+    async def search_place(self, name: str) -> str:
         """Find a city or place on the map: its country, coordinates and time zone.
 
         Args:
@@ -219,18 +210,15 @@ class Apis:
         """
         place, source = await self._place(name)
         with _expecting("the place search"):
-            return {
-                "name": place["name"],
-                "region": place.get("admin1"),
-                "country": place.get("country"),
-                "latitude": place["latitude"],
-                "longitude": place["longitude"],
-                "timezone": place["timezone"],
-                "population": place.get("population"),
-                "source": source,
-            }
+            # The geocoder leaves out what it does not know; a continent has no time zone.
+            zone = f", time zone {place['timezone']}" if place.get("timezone") else ""
+            people = f", population {place['population']:,}" if place.get("population") else ""
+            return (
+                f"{_label(place)}: latitude {in_digits(place['latitude'])}, "
+                f"longitude {in_digits(place['longitude'])}{zone}{people} ({source})"
+            )
 
-    async def search_wikipedia(self, query: str) -> dict[str, Any]:
+    async def search_wikipedia(self, query: str) -> str:
         """Search Wikipedia for articles on a subject; read one of them with wikipedia_summary.
 
         Args:
@@ -239,16 +227,12 @@ class Apis:
         url = f"{self.endpoints.wikipedia}/w/rest.php/v1/search/page"
         answer = await self._get(url, {"q": query, "limit": 3})
         with _expecting("Wikipedia"):
-            pages = [
-                # Without a description, the excerpt; it marks the words it found with <span>.
-                {"title": page["title"], "description": page["description"] or re.sub("<[^>]*>", "", page["excerpt"])}
-                for page in answer["pages"]
-            ]
+            pages = [_article(page) for page in answer["pages"]]
         if not pages:
             raise ToolError(f"Wikipedia has nothing on {query!r}; try fewer or other words")
-        return {"articles": pages, "source": _source(answer, "wikipedia.org")}
+        return "\n".join([f"Articles ({_source(answer, 'wikipedia.org')})", *pages])
 
-    async def wikipedia_summary(self, title: str) -> dict[str, Any]:
+    async def wikipedia_summary(self, title: str) -> str:
         """Read the beginning of a Wikipedia article.
 
         Args:
@@ -265,12 +249,8 @@ class Apis:
         with _expecting("Wikipedia"):
             if answer["type"] == "disambiguation":
                 raise ToolError(f"{title!r} may mean several things; choose one with search_wikipedia")
-            return {
-                "title": answer["title"],
-                "description": answer.get("description"),
-                "summary": shorten(answer["extract"], MAX_EXTRACT, placeholder=" …"),
-                "source": _source(answer, "wikipedia.org"),
-            }
+            extract = shorten(answer["extract"], MAX_EXTRACT, placeholder=" …")
+            return f"{answer['title']}: {extract} ({_source(answer, 'wikipedia.org')})"
 
     async def _place(self, name: str) -> tuple[dict[str, Any], str]:
         """Look up a place. Returns the geocoder's entry and the source.
@@ -324,7 +304,7 @@ def _expecting(service: str) -> Iterator[None]:
 
 
 def _source(answer: dict[str, Any], live: str) -> str:
-    """Where the figures come from, said in every result: a model cannot see by itself that they are made up."""
+    """Where the figures come from, said in every result: nobody can see by themselves that they are made up."""
     return SANDBOX if answer.get("sandbox") is True else live
 
 
@@ -344,5 +324,16 @@ def _lies_in(place: dict[str, Any], region: str) -> bool:
     return len(wanted) <= 3 and any(re.match(letters, name) for name in names)
 
 
-def _conditions(code: Any) -> str:
-    return CONDITIONS.get(code, f"weather code {code}")
+def _figure(value: float | None, unit: str = "") -> str:
+    """ "3.4 °C"; the weather service has null where its model computes no value."""
+    return "unknown" if value is None else f"{in_digits(value)} {unit}".rstrip()
+
+
+def _conditions(code: int | None) -> str:
+    return "conditions unknown" if code is None else CONDITIONS.get(code, f"weather code {code}")
+
+
+def _article(page: dict[str, Any]) -> str:
+    """ "Oslo: capital of Norway"; without a description, the excerpt, which is HTML and may be missing too."""
+    about = page["description"] or unescape(re.sub("<[^>]*>", "", page["excerpt"] or ""))
+    return f"{page['title']}: {about}".removesuffix(": ")

@@ -13,6 +13,7 @@ import math
 import operator
 import re
 from collections.abc import Callable
+from decimal import Decimal
 
 from step2_tool_calling.tool import ToolError
 
@@ -76,7 +77,7 @@ FUNCTIONS: dict[str, Callable[..., Number]] = {
 CONSTANTS = {"pi": math.pi, "e": math.e}
 
 
-def calculate(expression: str) -> float | int:
+def calculate(expression: str) -> str:
     """Compute an arithmetic expression. Use it for every sum, product, percentage, power or root.
 
     Args:
@@ -85,7 +86,15 @@ def calculate(expression: str) -> float | int:
             round, min, max, floor, ceil, factorial, comb; constants pi and e.
 
     Returns:
-        The number, to 12 significant digits when it is not whole.
+        Both sides: "15% of 80 = 12".
+    """
+    return f"{expression.strip().removesuffix('=').strip()} = {in_digits(evaluate(expression))}"
+
+
+def evaluate(expression: str) -> Number:
+    """Return the value of an expression that `calculate` takes, to 12 significant digits when it is not whole.
+
+    Raises ToolError for what is not arithmetic, has no real value, or is too long, too deep or too large.
     """
     if len(expression) > MAX_LENGTH:
         raise ToolError(f"the expression is longer than {MAX_LENGTH} characters; calculate it in parts")
@@ -110,6 +119,17 @@ def calculate(expression: str) -> float | int:
         result = float(f"{result:.12g}")
         return int(result) if result.is_integer() and abs(result) < 1e15 else result
     return result
+
+
+def in_digits(number: Number) -> str:
+    """Write a number for a sentence: 1234567, 0.1, 80 (not 1.23457e+06, not 80.0).
+
+    Only floats of more than 20 digits before or behind the point keep their exponent: 1e+30, 1e-30.
+    """
+    text = str(number + 0)  # -0.0 becomes 0
+    if 1e-20 < abs(number) < 1e20:
+        text = f"{Decimal(text):f}"
+    return text.removesuffix(".0")
 
 
 def _as_python(text: str) -> str:

@@ -160,7 +160,7 @@ def chat(
 
 @app.command("tools")
 def tools_verb(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", show_default=False)] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Show the JSON Schema that the model is given.")] = False,
     tools: Files = None,
     openapi: OpenApi = None,

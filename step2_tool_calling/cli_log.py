@@ -19,7 +19,7 @@ looking_back = typer.Typer()
 
 @looking_back.command("log")
 def log_verb(
-    number: Annotated[int | None, typer.Argument(metavar="[ID]", show_default=False)] = None,
+    number: Annotated[int | None, typer.Argument(metavar="ID", show_default=False)] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Newest conversations to list.")] = 20,
     json: Json = False,
 ) -> None:
@@ -111,7 +111,7 @@ def _print(logged: "Conversation", result: "Replay") -> None:
     if result.differences:
         out.print(f"{len(result.differences)} of {turns} came out differently")
     elif result.ending is None:
-        say(f"the log of {logged.id} stops there: it was cut off, or is still running")
+        say(f"the log of {logged.id} stops there: {logged.ending or 'it was cut off, or is still running'}")
         out.print(f"{turns}: the same up to the last complete step")
     else:
         out.print(f"{turns}: the same")

@@ -8,6 +8,7 @@ by Ctrl-C, or when the endpoint fails. The loop knows no terminal and no databas
 """
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -29,6 +30,7 @@ from step2_tool_calling.conversation import (
     TurnDone,
     Usage,
 )
+from step2_tool_calling.redaction import redact
 from step2_tool_calling.tool import Tool, ToolError, as_text, by_name
 
 Ask = Callable[[Sequence[Message], Sequence[Tool], Callable[[str], None]], Awaitable[Turn]]
@@ -57,7 +59,7 @@ async def run(
     limits: Limits = Limits(),
     price: Callable[[Usage], float | None] = lambda _: 0.0,
 ) -> Finished:
-    """Bring the conversation to its next answer. `messages` grows by every turn and result, also when it is cut short.
+    """Bring the conversation to its next answer. `messages` grows by each turn together with its results.
 
     ask: the model (strategies.take_turn, or a recording). approve: asked before each call runs; False refuses it.
     price: what the tokens so far cost in US dollars, None when nobody knows.
@@ -84,27 +86,28 @@ async def run(
             if last and turn.calls:
                 turn = Turn(turn.content, (), turn.usage, turn.seconds, turn.first_token, turn.finish)
             observe(TurnDone(step, turn))
-            messages.append(turn.as_message())
             if not turn.calls:
+                messages.append(turn.as_message())
                 return finished(answer, "step limit" if last and step > 1 else "answer")
 
             stale = all(_key(call) in known for call in turn.calls)
             done = await _run_calls(turn.calls, offered, known, step, approve, observe)
+            # Only now: a call without its result, left by Ctrl-C, would make the history one that endpoints refuse.
+            messages += [turn.as_message(), *(result.as_message() for result in done)]
             for result in done:
-                messages.append(result.as_message())
                 if result.status in ("ok", "denied"):
                     known.setdefault(_key(result.call), result)
-                # A wrong call goes back once, with the reason. Twice wrong, the tool is taken away: small models
-                # repeat a mistake until a limit stops them.
-                if result.status == "invalid":
-                    if result.call.name in wrong:
-                        offered.pop(result.call.name, None)
-                    wrong.add(result.call.name)
+            # A wrong call goes back once, with the reason. Wrong in a second turn, the tool is taken away: small models
+            # repeat a mistake until a limit stops them.
+            invalid = {result.call.name for result in done if result.status == "invalid"}
+            for name in invalid & wrong:
+                offered.pop(name, None)
+            wrong |= invalid
             if stale:
                 offered = {}  # nothing new was asked for: time to answer
             if used.total >= limits.tokens:
                 return finished(answer, "token limit")
-            if (price(used) or 0.0) >= limits.dollars:
+            if (cost := price(used)) and cost >= limits.dollars:
                 return finished(answer, "money limit")
         return finished(answer, "step limit")
     except asyncio.CancelledError:
@@ -116,7 +119,7 @@ async def run(
 
 
 def _key(call: Call) -> tuple[str, str]:
-    return call.name, as_text(call.arguments())
+    return call.name, json.dumps(call.arguments(), sort_keys=True)
 
 
 async def _run_calls(
@@ -183,9 +186,12 @@ def as_data(text: str) -> str:
 
     Chat templates mark who speaks with special tokens (<|im_start|>) and tags (<tool_response>). A web page that
     contains them could open a new system turn, so they are broken up: the text stays readable, the tokens are gone.
+    Secrets are masked: a tool that prints its environment must not send the key to whoever runs the model.
     """
-    text = re.sub(r"<(?=[|/]?\w*(?:tool_call|tool_response|tools|\|))", "<\u200b", text)
+    text = redact(text)
+    text = re.sub(r"<(?=[|/]?\w*(?:tool_call|tool_response|tools|_of_turn|SYS>|\||｜)|/?s>)", "<\u200b", text)
     text = re.sub(r"\[(?=/?(?:INST|SYS|TOOL))", "[\u200b", text)
     if len(text) > RESULT_CHARACTERS:
-        text = f"{text[:RESULT_CHARACTERS]} … ({len(text) - RESULT_CHARACTERS} more characters left out)"
+        kept = RESULT_CHARACTERS - 50  # room for the remark, so that a logged result passes a second time unchanged
+        text = f"{text[:kept]} … ({len(text) - kept} more characters left out)"
     return text

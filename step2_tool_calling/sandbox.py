@@ -1,8 +1,8 @@
 """The built-in APIs without a network: a loopback server with the same paths and shapes and a small made-up data set.
 
 For demonstrations, lessons and tests: the tools run unchanged, over real HTTP, and answer the same every time. Every
-response carries "sandbox": true, and the tools say so in every result (`source`), so neither a model nor its reader can
-take the figures for live ones.
+response carries "sandbox": true, and the tools name it as the source in every result, so neither a model nor its reader
+can take the figures for live ones.
 
     python -m step2_tool_calling ask "Is it warmer in Lisbon or in Oslo?" --sandbox
 

@@ -18,17 +18,26 @@ PLACEHOLDER = "{tools}"
 def as_text_messages(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
     """Rewrite a conversation so that it needs no `tools`: schemas in the system message, calls and results as text.
 
-    The system message's {tools} is replaced; without one the schemas are appended to it.
+    The system message's {tools} is replaced; without one the schemas are appended to it. Results of one turn share a
+    message: many templates insist that user and assistant alternate.
     """
+    if tools and not any(message["role"] == "system" for message in messages):
+        messages = [{"role": "system", "content": PLACEHOLDER}, *messages]
     schemas = "\n".join(json.dumps(tool.as_openai()["function"], ensure_ascii=False) for tool in tools)
     result: list[Message] = []
     for message in messages:
         if message["role"] == "system":
             text = message["content"]
-            text = text.replace(PLACEHOLDER, schemas) if PLACEHOLDER in text else f"{text}\n\nFunctions:\n{schemas}"
+            if PLACEHOLDER in text or not tools:
+                text = text.replace(PLACEHOLDER, schemas)
+            else:
+                text = f"{text}\n\nFunctions:\n{schemas}"
             result.append({"role": "system", "content": text})
         elif message["role"] == "tool":
-            result.append({"role": "user", "content": f"Function result: {message['content']}"})
+            text = f"Function result: {message['content']}"
+            if result and result[-1]["role"] == "user":
+                text = f"{result.pop()['content']}\n{text}"
+            result.append({"role": "user", "content": text})
         elif message.get("tool_calls"):
             calls = "\n".join(_written(call) for call in message["tool_calls"])
             result.append({"role": "assistant", "content": f"{message['content']}\n{calls}".strip()})

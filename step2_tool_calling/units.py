@@ -12,6 +12,7 @@ import re
 from functools import lru_cache, reduce
 from typing import TYPE_CHECKING
 
+from step2_tool_calling.calculator import in_digits
 from step2_tool_calling.tool import ToolError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def _registry() -> "UnitRegistry[float]":
     return pint.UnitRegistry()
 
 
-def convert_units(value: float, from_unit: str, to_unit: str) -> dict[str, float | str]:
+def convert_units(value: float, from_unit: str, to_unit: str) -> str:
     """Convert a measurement from one unit to another: length, mass, temperature, speed, volume, energy and so on.
 
     Args:
@@ -58,7 +59,7 @@ def convert_units(value: float, from_unit: str, to_unit: str) -> dict[str, float
         to_unit: The unit to convert to, of the same kind.
 
     Returns:
-        The result, to 4 decimals (6 significant digits below 1), and its unit.
+        Both sides, the result to 4 decimals (6 significant digits below 1): "42 km = 26.0976 mile".
     """
     from pint import DimensionalityError, PintError
 
@@ -80,7 +81,8 @@ def convert_units(value: float, from_unit: str, to_unit: str) -> dict[str, float
         raise ToolError(f"{value} {from_unit} is too large a number of {to_unit}")
     # Temperatures are shifted as well as scaled, so 32 F would come out as 5.7e-14 C.
     small = abs(result) < 1 and _kind(source) != "temperature"
-    return {"result": float(f"{result:.6g}") if small else round(result, 4), "unit": to_unit}
+    rounded = float(f"{result:.6g}") if small else round(result, 4)
+    return f"{in_digits(value)} {from_unit} = {in_digits(rounded)} {to_unit}"
 
 
 def _unit(text: str) -> "Unit":

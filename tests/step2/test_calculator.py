@@ -1,19 +1,17 @@
-"""The calculator and the unit conversion: right answers, and texts that try to run code or fill the memory.
+"""The calculator: right answers, and texts that try to run code or fill the memory.
 
 python -m pytest tests/step2/test_calculator.py
 """
 
 import math
 import string
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step2_tool_calling.calculator import calculate
+from step2_tool_calling.calculator import calculate, evaluate, in_digits
 from step2_tool_calling.tool import ToolError
-from step2_tool_calling.units import convert_units
 
 pytestmark = pytest.mark.timeout(60)  # a bomb that goes off would otherwise take the machine along
 
@@ -64,9 +62,54 @@ pytestmark = pytest.mark.timeout(60)  # a bomb that goes off would otherwise tak
     ],
 )
 def test_results(expression: str, expected: float) -> None:
-    result = calculate(expression)
+    result = evaluate(expression)
     assert result == pytest.approx(expected, rel=1e-12)
     assert isinstance(result, int) == isinstance(expected, int)
+
+
+@pytest.mark.parametrize(
+    ("expression", "sentence"),
+    [
+        ("15% of 80", "15% of 80 = 12"),
+        ("  3 + 4 = ", "3 + 4 = 7"),
+        ("1234567 * 1.0", "1234567 * 1.0 = 1234567"),
+        ("1/3", "1/3 = 0.333333333333"),
+        ("2^100", "2^100 = 1267650600228229401496703205376"),
+    ],
+)
+def test_the_tool_answers_in_a_sentence(expression: str, sentence: str) -> None:
+    assert calculate(expression) == sentence
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (1234567, "1234567"),
+        (1234567.0, "1234567"),
+        (1234567.891, "1234567.891"),
+        (80.0, "80"),
+        (0.1, "0.1"),
+        (-40.5, "-40.5"),
+        (0.0, "0"),
+        (-0.0, "0"),
+        (100, "100"),
+        (1e17, "100000000000000000"),
+        (5.2e-05, "0.000052"),
+        (-1e-12, "-0.000000000001"),
+        (1e300, "1e+300"),
+        (1.5e-30, "1.5e-30"),
+        (2**70, "1180591620717411303424"),
+    ],
+)
+def test_numbers_are_written_in_digits(number: float, text: str) -> None:
+    assert in_digits(number) == text
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**1024), 2**1024))
+def test_the_digits_are_the_number(number: float) -> None:
+    text = in_digits(number)
+    assert type(number)(text) == number
+    assert not text.endswith((".0", "-0"))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +136,7 @@ def test_results(expression: str, expected: float) -> None:
 )
 def test_mistakes_are_explained(expression: str, reason: str) -> None:
     with pytest.raises(ToolError, match=reason):
-        calculate(expression)
+        evaluate(expression)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +192,7 @@ def test_mistakes_are_explained(expression: str, reason: str) -> None:
 )
 def test_nothing_but_arithmetic_is_evaluated(attack: str) -> None:
     with pytest.raises(ToolError):
-        calculate(attack)
+        evaluate(attack)
 
 
 @pytest.mark.parametrize(
@@ -187,156 +230,20 @@ def test_nothing_but_arithmetic_is_evaluated(attack: str) -> None:
 )
 def test_bombs_are_refused_before_they_go_off(bomb: str) -> None:
     with pytest.raises(ToolError):
-        calculate(bomb)
+        evaluate(bomb)
 
 
 @pytest.mark.parametrize("fine", ["2**1023", "factorial(170)", "1**(10**300)", "0**(10**300)", "(-1)**(10**300)"])
 def test_large_but_allowed(fine: str) -> None:
-    assert math.isfinite(calculate(fine))
+    assert math.isfinite(evaluate(fine))
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet=string.digits + "+-*/%.,()e ^~[]{}_abcos'\"\\\n=:@<" + "×÷", max_size=60))
 def test_any_text_gives_a_finite_number_or_a_tool_error(text: str) -> None:
     try:
-        result = calculate(text)
+        result = evaluate(text)
     except ToolError:
         return
     assert type(result) in (int, float)
-    assert math.isfinite(result)
-
-
-# -- units -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("value", "source", "target", "expected"),
-    [
-        (60, "mph", "km/h", 96.5606),
-        (60, "miles per hour", "kilometers per hour", 96.5606),
-        (100, "km/h", "Miles Per Hour", 62.1371),
-        (100, "kmh", "m/s", 27.7778),
-        (20, "celsius", "fahrenheit", 68),
-        (20, "degC", "degF", 68),
-        (20, "°C", "°F", 68),
-        (20, "C", "F", 68),
-        (32, "degrees Fahrenheit", "degrees Celsius", 0),
-        (-40, "Fahrenheit", "centigrade", -40),
-        (0, "K", "celsius", -273.15),
-        (1, "mile", "km", 1.6093),
-        (10, "KM", "mi", 6.2137),
-        (5, "kg", "lbs", 11.0231),
-        (6, "feet", "cm", 182.88),
-        (12, "inches", "in", 12),
-        (1, "square mile", "km²", 2.59),
-        (1, "sq ft", "square meter", 0.092903),
-        (1, "m^2", "cm**2", 10000),
-        (1, "meters squared", "square centimeters", 10000),
-        (1, "m³", "liters", 1000),
-        (1, "cubic meter", "US gallons", 264.1721),
-        (1, "nautical mile", "km", 1.852),
-        (8, "fluid ounces", "ml", 236.5882),
-        (1, "kilowatt-hour", "joule", 3600000),
-        (1, "kWh", "newton meter", 3600000),
-        (1, "light-year", "km", 9460730472580.8),
-        (1, "GB", "MB", 1000),
-        (1, "nm", "km", 1e-12),
-        (60, "1/min", "Hz", 1),
-        (1, "W/m^2/K", "W / m**2 / K", 1),
-        (36, "km·h^-1", "m s^-1", 10),
-        (1, "mmHg", "pascal", 133.3224),
-    ],
-)
-def test_conversions(value: float, source: str, target: str, expected: float) -> None:
-    result = convert_units(value, source, target)
-    assert result["result"] == pytest.approx(expected, rel=1e-5, abs=1e-15)
-    assert result["unit"] == target
-
-
-def test_results_are_short() -> None:
-    assert convert_units(1, "mile", "km") == {"result": 1.6093, "unit": "km"}
-    assert convert_units(1, "mm", "mile") == {"result": 6.21371e-07, "unit": "mile"}
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "reason"),
-    [
-        ("kg", "meter", "kg .mass. cannot be converted to meter .length."),
-        ("mph", "celsius", "mph .length / time. cannot be converted to celsius .temperature."),
-        ("EUR", "NOK", "unknown unit 'EUR'; write it like km/h, kg, celsius or square meter"),
-        ("", "m", "unknown unit ''"),
-        ("m/", "m", "unknown unit"),
-        ("degC/hour", "K/hour", "use kelvin"),
-        ("m" * 61, "m", "at most 60 characters"),
-    ],
-)
-def test_unit_mistakes_are_explained(source: str, target: str, reason: str) -> None:
-    with pytest.raises(ToolError, match=reason):
-        convert_units(1, source, target)
-
-
-@pytest.mark.parametrize(
-    "attack",
-    [
-        "__import__('os').system('true')",
-        "m.__class__",
-        "__class__",
-        "_registry",
-        "UnitRegistry",
-        "parse_units",
-        "lambda: 1",
-        "m if 1 else m",
-        "9**9**9 m",
-        "9**9**9**9",
-        "m**9**9**9**9",
-        "m^9^9",
-        "(m^9)^9",
-        "((((m**9)**9)**9)**9)**9",
-        "m^99999999",
-        "m^-99",
-        "square square square square square m",
-        "m squared squared squared squared",
-        "cubic square m",
-        "1e999 m",
-        "99999999999999999999 m",
-        "m+1",
-        "m - m",
-        "m, m",
-        "m\n*m",
-        "(" * 30 + "m" + ")" * 30,
-        "m\0",
-        "\ud800",
-        "m²²",
-        "⁹",
-        "%",
-    ],
-)
-def test_units_are_words_and_small_exponents_only(attack: str) -> None:
-    with pytest.raises(ToolError):
-        convert_units(1, attack, "m")
-    with pytest.raises(ToolError):
-        convert_units(1, "m", attack)
-
-
-@pytest.mark.parametrize(
-    ("value", "source", "target"),
-    [
-        (1e308, "km^9", "m^9"),
-        (1, "quettameter^9*quettameter^9", "quectometer^9*quectometer^9"),
-        (float("nan"), "m", "km"),
-        (float("inf"), "m", "km"),
-    ],
-)
-def test_numbers_that_cannot_be_written(value: float, source: str, target: str) -> None:
-    with pytest.raises(ToolError, match="too large|finite|Result too large|cannot convert"):
-        convert_units(value, source, target)
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.text(alphabet="msKgChr/*^-23 ²°()._9", max_size=30), st.sampled_from(["m", "K", "m/s", "kg*m^2/s^2"]))
-def test_any_unit_gives_a_number_or_a_tool_error(source: str, target: str) -> None:
-    try:
-        result: Any = convert_units(2.5, source, target)["result"]
-    except ToolError:
-        return
     assert math.isfinite(result)
