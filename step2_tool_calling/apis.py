@@ -159,31 +159,30 @@ class Apis:
             ]
             return "\n".join([f"{_label(place)} ({_source(answer, 'open-meteo.com')})", *lines])
 
-    async def convert_currency(self, amount: float, from_currency: Currency, to_currency: Currency) -> str:
+    async def convert_currency(self, amount: float, from_: Currency, to: Currency) -> str:
         """Convert an amount of money from one currency to another at the latest reference rate.
 
         Args:
             amount: The amount of money.
-            from_currency: The currency it is in.
-            to_currency: The currency to convert to.
+            from_: The currency it is in.
+            to: The currency to convert to.
         """
         if not abs(amount) <= MAX_AMOUNT:  # nor not-a-number
             raise ToolError(f"the amount must be a number up to {MAX_AMOUNT:g}")
-        source, target = from_currency, to_currency
-        if source == target:
-            raise ToolError(f"both currencies are {source}; name two different ones")
+        if from_ == to:
+            raise ToolError(f"both currencies are {from_}; name two different ones")
         answer = await self._get(
             f"{self.endpoints.exchange}/v1/latest",
-            {"base": source, "symbols": target},
-            missing=f"there is no exchange rate from {source} to {target}; try another currency",
+            {"base": from_, "symbols": to},
+            missing=f"there is no exchange rate from {from_} to {to}; try another currency",
         )
         with _expecting("the exchange rate service"):
-            rate = answer["rates"][target]
+            rate = answer["rates"][to]
             result = Decimal(in_digits(amount)) * Decimal(in_digits(rate))  # floats add cents to large sums
             # Cents would make 100 rupiah 0.01 euros, and 10 rupiah nothing.
             money = f"{result:.2f}" if abs(result) >= 0.1 else in_digits(float(f"{result:.2g}"))
             return (
-                f"{in_digits(amount)} {source} = {money} {target} "
+                f"{in_digits(amount)} {from_} = {money} {to} "
                 f"(rate {in_digits(rate)} of {answer['date']}, {_source(answer, 'frankfurter.dev')})"
             )
 

@@ -52,7 +52,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
 )
 
-DEMO = "Is it warmer in Lisbon or Oslo right now, and what is 80 EUR in NOK?"
+DEMO = "Is it warmer in Lisbon or Oslo right now, and what is 80 EUR in USD?"
 
 
 @app.command()
@@ -71,7 +71,7 @@ def ask(
     max_steps: Steps = 8,
     max_total_tokens: Tokens = 50_000,
     max_cost: Dollars = 1.0,
-    call_threshold: Threshold = 0.5,
+    call_threshold: Threshold = None,
     timeout: Timeout = 120.0,
     model: Model = None,
     json: Json = False,
@@ -132,7 +132,7 @@ def chat(
     max_steps: Steps = 8,
     max_total_tokens: Tokens = 50_000,
     max_cost: Dollars = 1.0,
-    call_threshold: Threshold = 0.5,
+    call_threshold: Threshold = None,
     timeout: Timeout = 120.0,
     model: Model = None,
     json: Json = False,

@@ -78,6 +78,7 @@ def eval_verb(
 ) -> None:
     """Measure tool calling on BFCL v4, every prompt with every strategy.
 
+    A prompt that writes the tools itself ({tools}) is measured with the strategy text, whatever --strategy says.
     Answers are kept item by item: the same command again continues, and ends at once when all are there.
 
     Example: step2 eval --prompts plain,examples --strategy native --limit 20
@@ -91,8 +92,8 @@ def eval_verb(
     items = [item for category in chosen for item in load(category, limit)]
     rows: list[Row] = []
     with connect(model, quiet=json) as endpoint:
-        for name in strategies:
-            for prompt in prompts.split(","):
+        for prompt in prompts.split(","):
+            for name in _suitable(prompt.strip(), strategies):
                 settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
                 outcomes, dollars = _measure(
                     endpoint, items, name, prompt.strip(), output, concurrency, timeout, settings, quiet=json
@@ -272,6 +273,14 @@ def _listed(text: str, allowed: Sequence[str], option: str) -> list[str]:
     if unknown := [name for name in names if name not in allowed]:
         raise UserError(f"{option} {unknown[0]!r}: use {', '.join(allowed)}")
     return names
+
+
+def _suitable(prompt_name: str, strategies: "Sequence[Name]") -> "Sequence[Name]":
+    from step2_tool_calling.prompts import load_prompt
+    from step2_tool_calling.text_calls import PLACEHOLDER
+
+    writes_tools = any(PLACEHOLDER in message["content"] for message in load_prompt(prompt_name).messages)
+    return ["text"] if writes_tools else strategies
 
 
 def _strategy_names() -> tuple[str, ...]:

@@ -50,7 +50,7 @@ def replay_verb(
     ] = None,
     strategy: Strategy = "auto",
     tools: Files = None,
-    call_threshold: Threshold = 0.5,
+    call_threshold: Threshold = None,
     model: Model = None,
     json: Json = False,
 ) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import importlib.util
 import inspect
+import keyword
 import re
 import sys
 import traceback
@@ -173,8 +174,13 @@ def _arguments_model(function: Callable[..., Any], label: str) -> tuple[dict[str
             ) from None
         default = ... if parameter.default is parameter.empty else parameter.default
         names[f"argument{i}"] = name
-        fields[f"argument{i}"] = (hints[name], Field(default, alias=name))
+        fields[f"argument{i}"] = (hints[name], Field(default, alias=_argument_name(name)))
     return names, create_model("Arguments", __config__=ConfigDict(extra="forbid"), **fields)
+
+
+def _argument_name(parameter: str) -> str:
+    """`from_` is how Python spells a parameter called `from` (PEP 8); the model is told `from`."""
+    return parameter[:-1] if keyword.iskeyword(parameter[:-1]) and parameter.endswith("_") else parameter
 
 
 def _schema(model: "type[BaseModel]", notes: dict[str, str]) -> dict[str, Any]:
@@ -185,7 +191,7 @@ def _schema(model: "type[BaseModel]", notes: dict[str, str]) -> dict[str, Any]:
         warnings.simplefilter("ignore", PydanticJsonSchemaWarning)  # a default that is not JSON: optional all the same
         whole = model.model_json_schema()
     for name, schema in whole.get("properties", {}).items():
-        if note := notes.get(name):
+        if note := notes.get(name) or notes.get(f"{name}_"):
             schema.setdefault("description", note)
     schema = self_contained(whole, whole)
     return {"type": "object", "properties": {}, **schema}

@@ -48,9 +48,10 @@ Steps = Annotated[int, typer.Option("--max-steps", min=1, help="Model turns at m
 Tokens = Annotated[int, typer.Option("--max-total-tokens", min=1, help="Tokens of all turns at most.")]
 Dollars = Annotated[float, typer.Option("--max-cost", min=0.0, metavar="USD", help="Money at most, by prices.toml.")]
 Threshold = Annotated[
-    float,
-    typer.Option("--call-threshold", min=0.0, max=1.0, help="constrained: call from this probability on; 0 always."),
-]
+    float | None,
+    typer.Option("--call-threshold", min=0.0, max=1.0, show_default="0 for the embedded base model, else 0.5",
+                 help="constrained: call from this probability on; 0 always."),
+]  # fmt: skip
 Timeout = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for the endpoint.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead.")]
 
@@ -69,7 +70,7 @@ def wishes_of(
     steps: int = 8,
     tokens: int = 50_000,
     dollars: float = 1.0,
-    threshold: float = 0.5,
+    threshold: float | None = None,
     timeout: float = 120.0,
 ) -> Wishes:
     """Check what was typed and put it together. Raises UserError for an unknown --approve."""

@@ -7,12 +7,14 @@ An assistant message may hold <tool_call>{"name": …, "arguments": {…}}</tool
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import UserError
 from shared.tool_calls import ToolCall, ToolCallParser
 from step2_tool_calling.conversation import Message
+from step2_tool_calling.tool import Tool
 
 FOLDER = Path(__file__).parent / "prompts"
 
@@ -54,6 +56,23 @@ def load_prompt(name: str) -> Prompt:
         messages[index].update(call_id)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return Prompt(path.stem, header.get("version", "1").strip(), header.get("tries", "").strip(), messages, digest)
+
+
+def examples_with(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
+    """A prompt's messages without the examples that call a tool nobody offers: a small model copies such a call.
+
+    An example is everything from one user message to the next.
+    """
+    offered = {tool.name for tool in tools}
+    kept: list[Message] = []
+    example: list[Message] = []
+    for message in [*messages, {"role": "user"}]:  # the last one only closes the example before it
+        if message["role"] == "user":
+            called = {call["function"]["name"] for one in example for call in one.get("tool_calls", ())}
+            kept += [dict(one) for one in example] if called <= offered else []
+            example = []
+        example.append(message)
+    return kept
 
 
 def _sections(path: Path, body: str) -> list[tuple[str, str]]:

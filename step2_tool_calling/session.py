@@ -15,7 +15,7 @@ from shared.errors import UserError
 from shared.terminal import say
 from step2_tool_calling.conversation import Event, Finished, Message, Started, Usage
 from step2_tool_calling.loop import Limits, Observe, run
-from step2_tool_calling.prompts import Prompt, load_prompt
+from step2_tool_calling.prompts import Prompt, examples_with, load_prompt
 from step2_tool_calling.strategies import Model, Name, take_turn
 from step2_tool_calling.tool import Tool
 
@@ -41,7 +41,7 @@ class Wishes:
     allow_hosts: Sequence[str] = ()
     approve: Policy = "unsafe"
     limits: Limits = field(default_factory=Limits)
-    call_threshold: float = 0.5
+    call_threshold: float | None = None  # None: as choose_threshold finds right
     max_tokens: int = 512
     temperature: float = 0.0
     timeout: float = 120.0
@@ -71,8 +71,8 @@ class Session:
         return cost(self.model.name, usage, local=self.local)
 
     def opening(self, question: str) -> list[Message]:
-        """The prompt's messages and the question."""
-        return [*(dict(message) for message in self.prompt.messages), {"role": "user", "content": question}]
+        """The prompt's messages and the question. Worked examples with tools that are not offered are left out."""
+        return [*examples_with(self.prompt.messages, self.tools), {"role": "user", "content": question}]
 
     async def put(self, messages: list[Message], observers: Sequence[Observe]) -> Finished:
         """Run the loop on these messages, which grow; every event goes to the log and to the observers."""
@@ -119,7 +119,7 @@ async def open_session(endpoint: "Endpoint", wishes: Wishes, *, quiet: bool = Fa
             endpoint.model,
             max_tokens=wishes.max_tokens,
             temperature=wishes.temperature,
-            call_threshold=wishes.call_threshold,
+            call_threshold=choose_threshold(wishes.call_threshold, endpoint),
         )
         log = stack.enter_context(Log())
         yield Session(model, strategy, endpoint, tools, prompt, wishes, log)
@@ -164,7 +164,7 @@ async def _builtin(stack: AsyncExitStack, wishes: Wishes, remark: Callable[[str]
     from step2_tool_calling.sandbox import network_answers, sandbox
 
     live = Endpoints()
-    client = await stack.enter_async_context(HttpClient())
+    client = await stack.enter_async_context(HttpClient(allow_hosts=live.hosts()))
     use_sandbox = wishes.sandbox
     if use_sandbox is None:
         use_sandbox = not await network_answers(client, live)
@@ -175,7 +175,7 @@ async def _builtin(stack: AsyncExitStack, wishes: Wishes, remark: Callable[[str]
     if not use_sandbox:
         return builtin_tools(client, live)
     endpoints = stack.enter_context(sandbox())
-    local = await stack.enter_async_context(HttpClient(allow_private=True))
+    local = await stack.enter_async_context(HttpClient(allow_private=True, allow_hosts=endpoints.hosts()))
     return builtin_tools(local, endpoints)
 
 
@@ -195,6 +195,17 @@ def choose_strategy(wish: str, endpoint: "Endpoint") -> tuple[Name, str]:
     if is_local(endpoint):
         return "constrained", "auto: a server on this machine; --strategy native if it has no logprobs or strict tools"
     return "native", "auto: a hosted endpoint is taken to know tools; --strategy text if it does not"
+
+
+def choose_threshold(wish: float | None, endpoint: "Endpoint") -> float:
+    """From which probability on `constrained` calls a tool, where the user does not say.
+
+    The embedded base model gives a tool call 0 to 0.28 of its probability, whether the question needs one or not
+    (12 questions that do, 8 that do not): so it always calls on the first turn. Others are taken at their word.
+    """
+    if wish is not None:
+        return wish
+    return 0.0 if endpoint.engine is not None else 0.5
 
 
 async def approve(policy: Policy, tool: Tool, arguments: dict[str, Any]) -> bool:

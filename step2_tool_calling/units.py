@@ -50,13 +50,13 @@ def _registry() -> "UnitRegistry[float]":
     return pint.UnitRegistry()
 
 
-def convert_units(value: float, from_unit: str, to_unit: str) -> str:
+def convert_units(value: float, from_: str, to: str) -> str:
     """Convert a measurement from one unit to another: length, mass, temperature, speed, volume, energy and so on.
 
     Args:
         value: The number to convert.
-        from_unit: The unit it is in, for example "mile", "km/h", "celsius" or "square foot".
-        to_unit: The unit to convert to, of the same kind.
+        from_: The unit it is in, for example "mile", "km/h", "celsius" or "square foot".
+        to: The unit to convert to, of the same kind.
 
     Returns:
         Both sides, the result to 4 decimals (6 significant digits below 1): "42 km = 26.0976 mile".
@@ -65,7 +65,7 @@ def convert_units(value: float, from_unit: str, to_unit: str) -> str:
 
     if not math.isfinite(value):
         raise ToolError("the value must be a finite number")
-    source, target = _unit(from_unit), _unit(to_unit)
+    source, target = _unit(from_), _unit(to)
     try:
         result = float(_registry().Quantity(value, source).to(target).magnitude)
     except DimensionalityError:
@@ -73,16 +73,16 @@ def convert_units(value: float, from_unit: str, to_unit: str) -> str:
         if kinds[0] == kinds[1]:  # degC/hour: a scale with a zero of its own cannot be a factor
             raise ToolError("use kelvin where a temperature is part of a larger unit") from None
         raise ToolError(
-            f"{from_unit} ({kinds[0]}) cannot be converted to {to_unit} ({kinds[1]}); use units of one kind"
+            f"{from_} ({kinds[0]}) cannot be converted to {to} ({kinds[1]}); use units of one kind"
         ) from None
     except (PintError, ValueError, OverflowError, ZeroDivisionError) as error:
-        raise ToolError(f"cannot convert {from_unit} to {to_unit}: {str(error)[:200]}") from None
+        raise ToolError(f"cannot convert {from_} to {to}: {str(error)[:200]}") from None
     if not math.isfinite(result):
-        raise ToolError(f"{value} {from_unit} is too large a number of {to_unit}")
+        raise ToolError(f"{value} {from_} is too large a number of {to}")
     # Temperatures are shifted as well as scaled, so 32 F would come out as 5.7e-14 C.
     small = abs(result) < 1 and _kind(source) != "temperature"
     rounded = float(f"{result:.6g}") if small else round(result, 4)
-    return f"{in_digits(value)} {from_unit} = {in_digits(rounded)} {to_unit}"
+    return f"{in_digits(value)} {from_} = {in_digits(rounded)} {to}"
 
 
 def _unit(text: str) -> "Unit":

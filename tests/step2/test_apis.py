@@ -114,7 +114,7 @@ def test_forecast(endpoints: Endpoints) -> None:
     ],
 )
 def test_currency(endpoints: Endpoints, amount: float, source: str, target: str, result: str) -> None:
-    answer = call(endpoints, "convert_currency", amount=amount, from_currency=source, to_currency=target)
+    answer = call(endpoints, "convert_currency", amount=amount, **{"from": source}, to=target)
     assert answer.startswith(result)
 
 
@@ -147,14 +147,14 @@ def test_wikipedia(endpoints: Endpoints) -> None:
 
 def test_the_others(endpoints: Endpoints) -> None:
     assert call(endpoints, "calculate", expression="15% of 80") == "15% of 80 = 12"
-    assert call(endpoints, "convert_units", value=60, from_unit="mph", to_unit="km/h") == "60 mph = 96.5606 km/h"
+    assert call(endpoints, "convert_units", value=60, **{"from": "mph"}, to="km/h") == "60 mph = 96.5606 km/h"
 
 
 def test_every_sandbox_result_says_so_and_is_short(endpoints: Endpoints) -> None:
     calls: dict[str, dict[str, Any]] = {
         "get_weather": {"city": "Oslo"},
         "get_forecast": {"city": "Oslo"},
-        "convert_currency": {"amount": 1, "from_currency": "EUR", "to_currency": "USD"},
+        "convert_currency": {"amount": 1, "from": "EUR", "to": "USD"},
         "get_time": {"city": "Oslo"},
         "search_place": {"name": "Oslo"},
         "search_wikipedia": {"query": "Oslo"},
@@ -176,16 +176,16 @@ def test_every_sandbox_result_says_so_and_is_short(endpoints: Endpoints) -> None
         ("get_weather", {"city": "Oslooo"}, "no place called 'Oslooo'; check the spelling"),
         ("get_weather", {"city": " "}, "give the name of a place"),
         ("get_time", {"city": "Paris, Germany"}, "no Paris in 'Germany'; known places: Paris, Île-de-France, France;"),
-        ("convert_currency", {"amount": 1, "from_currency": "EUR", "to_currency": "EUR"}, "name two different ones"),
-        ("convert_currency", {"amount": float("nan"), "from_currency": "EUR", "to_currency": "USD"}, "up to 1e.18"),
-        ("convert_currency", {"amount": -2e18, "from_currency": "EUR", "to_currency": "USD"}, "up to 1e.18"),
+        ("convert_currency", {"amount": 1, "from": "EUR", "to": "EUR"}, "name two different ones"),
+        ("convert_currency", {"amount": float("nan"), "from": "EUR", "to": "USD"}, "up to 1e.18"),
+        ("convert_currency", {"amount": -2e18, "from": "EUR", "to": "USD"}, "up to 1e.18"),
         ("search_wikipedia", {"query": "qqqqq"}, "Wikipedia has nothing on 'qqqqq'; try fewer or other words"),
         ("wikipedia_summary", {"title": "Grace Hoper"}, "no article called 'Grace Hoper'; find the right title"),
         ("wikipedia_summary", {"title": "Mercury"}, "'Mercury' may mean several things"),
         ("wikipedia_summary", {"title": ".."}, "give the title"),
         ("wikipedia_summary", {"title": " "}, "give the title"),
         ("calculate", {"expression": "__import__('os')"}, "is not arithmetic"),
-        ("convert_units", {"value": 1, "from_unit": "kg", "to_unit": "m"}, "cannot be converted"),
+        ("convert_units", {"value": 1, "from": "kg", "to": "m"}, "cannot be converted"),
     ],
 )
 def test_errors_say_what_to_try(endpoints: Endpoints, name: str, arguments: dict[str, Any], reason: str) -> None:
@@ -206,9 +206,9 @@ def test_days_and_units_are_bounded_by_the_schema() -> None:
 @pytest.mark.parametrize("code", ["euro", "eur", " NOK", "XXX", "LISB", "BTC", "", None])
 def test_an_unknown_currency_is_refused_by_the_schema(code: str | None) -> None:
     convert = by_name(tools())["convert_currency"]
-    assert convert.problem({"amount": 1, "from_currency": "EUR", "to_currency": "USD"}) is None
+    assert convert.problem({"amount": 1, "from": "EUR", "to": "USD"}) is None
     for one, other in [(code, "USD"), ("USD", code)]:
-        problem = str(convert.problem({"amount": 1, "from_currency": one, "to_currency": other}))
+        problem = str(convert.problem({"amount": 1, "from": one, "to": other}))
         assert f"{code!r} is not one of ['AUD', 'BRL'," in problem
 
 

@@ -67,7 +67,7 @@ def test_requests_follow_the_documentation_of_the_apis() -> None:
     for name, arguments in [
         ("get_weather", {"city": "Oslo", "unit": "fahrenheit"}),
         ("get_forecast", {"city": "Paris, Y", "days": 2}),
-        ("convert_currency", {"amount": 1, "from_currency": "EUR", "to_currency": "NOK"}),
+        ("convert_currency", {"amount": 1, "from": "EUR", "to": "NOK"}),
         ("search_wikipedia", {"query": "a b"}),
         ("wikipedia_summary", {"title": "../../a b?c=1#d"}),
     ]:
@@ -108,15 +108,15 @@ def test_a_rate_in_the_hundred_thousandths_has_digits_and_no_exponent() -> None:
         lambda url: (200, {"rates": {"EUR": 5.2e-05}, "date": "2026-01-15"}),
         "convert_currency",
         amount=100000,
-        from_currency="IDR",
-        to_currency="EUR",
+        **{"from": "IDR"},
+        to="EUR",
     )
     assert answer == "100000 IDR = 5.20 EUR (rate 0.000052 of 2026-01-15, frankfurter.dev)"
 
 
 def test_a_currency_without_a_rate() -> None:
     with pytest.raises(ToolError, match="no exchange rate from ISK to THB; try another currency"):
-        scripted(lambda url: (404, {}), "convert_currency", amount=1, from_currency="ISK", to_currency="THB")
+        scripted(lambda url: (404, {}), "convert_currency", amount=1, **{"from": "ISK"}, to="THB")
 
 
 @pytest.mark.parametrize("empty", [{}, {"admin1": None, "country": None, "population": None, "timezone": None}])
@@ -203,7 +203,7 @@ def test_an_unknown_time_zone() -> None:
         ("get_forecast", {"city": "X"}),
         ("get_time", {"city": "X"}),
         ("search_place", {"name": "X"}),
-        ("convert_currency", {"amount": 1, "from_currency": "EUR", "to_currency": "USD"}),
+        ("convert_currency", {"amount": 1, "from": "EUR", "to": "USD"}),
         ("search_wikipedia", {"query": "X"}),
         ("wikipedia_summary", {"title": "X"}),
     ],

@@ -344,3 +344,18 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(UserError, match="not a Python file"):
         load_file(tmp_path / "notes.txt")
+
+
+def test_a_keyword_as_a_parameter() -> None:
+    def convert(from_: str, to: str, class_: str = "money", note_: str = "") -> str:
+        """Convert.
+
+        Args:
+            from_: Where it begins.
+        """
+        return f"{from_} to {to}, {class_}{note_}"
+
+    tool = from_function(convert)
+    assert list(tool.parameters["properties"]) == ["from", "to", "class", "note_"]
+    assert tool.parameters["properties"]["from"]["description"] == "Where it begins."
+    assert run(tool, **{"from": "EUR", "to": "USD", "class": "coin"}) == "EUR to USD, coin"

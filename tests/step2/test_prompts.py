@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from shared.errors import UserError
-from step2_tool_calling.prompts import load_prompt, names
+from step2_tool_calling.conversation import Message
+from step2_tool_calling.prompts import examples_with, load_prompt, names
+from step2_tool_calling.tool import Tool
 
 
 @pytest.mark.parametrize("name", names())
@@ -92,3 +94,16 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "mine.md").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="no prompt"):
         load_prompt(str(tmp_path / "mine.md"))
+
+
+def test_examples_with_tools_that_nobody_offers_are_left_out() -> None:
+    async def never(_: dict[str, object]) -> None: ...
+
+    def offered(*tool_names: str) -> list[Message]:
+        tools = [Tool(name, "", {"type": "object", "properties": {}}, never) for name in tool_names]
+        return examples_with(load_prompt("assistant").messages, tools)
+
+    whole = load_prompt("assistant").messages
+    assert offered("calculate", "get_weather", "convert_currency") == whole
+    assert [message["role"] for message in offered("calculate")] == ["system", "user", "assistant", "tool", "assistant"]
+    assert offered("get_weather") == whole[:1]  # the second example converts money, too

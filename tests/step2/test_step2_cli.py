@@ -47,7 +47,7 @@ def test_help_loads_nothing_heavy() -> None:
 def test_a_question_that_needs_three_calls_in_the_sandbox(step2: Any, endpoint: Any) -> None:
     """`make step2` with a fake in the model's place: the real tools, over HTTP, with the sandbox's data."""
     question = "Is it warmer in Lisbon or Oslo right now, and what is 80 EUR in NOK?"
-    money = ("convert_currency", {"amount": 80, "from_currency": "EUR", "to_currency": "NOK"})
+    money = ("convert_currency", {"amount": 80, "from": "EUR", "to": "NOK"})
     fake = endpoint([call(LISBON, OSLO, money), say("Lisbon is warmer.")])
     done = step2("ask", question, "--sandbox", "-s", "native")
     assert (done.code, done.out) == (0, "Lisbon is warmer.\n")

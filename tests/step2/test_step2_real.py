@@ -49,7 +49,7 @@ def test_the_demo_answers_with_the_tools_figures(borrowed_home: Path) -> None:
     }
     assert {"lisbon", "oslo"} <= weather.keys(), document
     money = [json.loads(one["call"]["text"]) for one in calls if one["call"]["name"] == "convert_currency"]
-    assert {"amount": 80, "from_currency": "EUR", "to_currency": "NOK"} in money, document
+    assert {"amount": 80, "from": "EUR", "to": "USD"} in money, document
     assert (document["ending"], document["cost"]) == ("answer", 0)
     for city in ("lisbon", "oslo"):
         degrees = re.search(r"-?\d+(\.\d+)?", weather[city].split(":", 1)[1])  # "Lisbon, Portugal: 18.3 °C (feels …"
