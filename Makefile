@@ -12,6 +12,12 @@ step1: .venv/.step1  ## load the model, look inside, get an answer, write out/st
 bench1: .venv/.step1  ## step 1's speed ladder, about 7 minutes on an idle machine
 	@$(PY) -m step1_foundations bench --output step1_foundations/results/bench.json
 
+step2: .venv/.step2  ## ask a question that needs three tool calls, in the sandbox, with the trace
+	@$(PY) -m step2_tool_calling demo
+
+bench2: .venv/.step2  ## step 2's own speed, about a minute; the accuracy table takes two hours: see its README
+	@$(PY) -m step2_tool_calling.bench --output step2_tool_calling/results/speed.json
+
 test: .venv/.dev  ## hermetic tests: no model, no network, about two minutes
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 -m "not real"
 
@@ -45,6 +51,6 @@ distclean: clean  ## also remove .venv (downloaded models stay in LLM_ROADMAP_HO
 .venv/.%: requirements.lock pyproject.toml shared/pyproject.toml $(wildcard step*/pyproject.toml) scripts/setup.sh
 	@scripts/setup.sh $*
 
-.PHONY: help step1 bench1 test test-real lint format results lock clean distclean
+.PHONY: help step1 bench1 step2 bench2 test test-real lint format results lock clean distclean
 .PRECIOUS: .venv/.%
 .NOTPARALLEL:

@@ -123,15 +123,17 @@ async def call_probability(model: Model, messages: Sequence[Message], tools: Seq
 def as_restatement(messages: Sequence[Message]) -> list[Message]:
     """The last question and its results as a plain request to write them up: no tools, no tags, no earlier turns.
 
-    Seeing tool calls, a small model writes another one, or echoes the tags around a result. Asked to restate lines of
-    text it keeps the figures (SmolLM2-135M: 5 of 5 questions, against 2 of 5 from the tool messages themselves).
+    Seeing tool calls, a small model writes another one, or echoes the tags around a result. Asked to restate a
+    numbered list it keeps every figure (SmolLM2-135M: 6 of 6 questions with one to three results; without the numbers
+    it stops after the second line, 3 of 6).
     """
     start = max(index for index, message in enumerate(messages) if message["role"] == "user")
     results = [message["content"] for message in messages[start:] if message["role"] == "tool"]
+    numbered = "\n".join(f"{number}. {result}" for number, result in enumerate(results, 1))
     return [
         {"role": "user", "content": messages[start]["content"]},
         {"role": "assistant", "content": "I will look it up."},
-        {"role": "user", "content": "Results:\n" + "\n".join(results) + "\n\n" + RESTATE},
+        {"role": "user", "content": f"Results:\n{numbered}\n\n{RESTATE}"},
     ]
 
 

@@ -55,6 +55,7 @@ def test_the_demo_answers_with_the_tools_figures(borrowed_home: Path) -> None:
         degrees = re.search(r"-?\d+(\.\d+)?", weather[city].split(":", 1)[1])  # "Lisbon, Portugal: 18.3 °C (feels …"
         assert degrees is not None, weather[city]
         assert degrees[0] in document["answer"], document
+    assert "86.4" in document["answer"], document  # 80 EUR in USD at the sandbox's rate
 
 
 def test_forced_calls_fit_their_schema(borrowed_home: Path, tmp_path: Path) -> None:
