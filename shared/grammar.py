@@ -122,4 +122,22 @@ def _schema_grammar(schema: Mapping[str, Any]) -> str:
         jsonschema.Draft202012Validator.check_schema(schema)
     except jsonschema.SchemaError as error:
         raise UserError(f"not a valid JSON schema: {error.message}") from None
-    return _grammar_of(json.dumps(schema))
+    return _grammar_of(json.dumps(_naming_required(schema)))
+
+
+def _naming_required(schema: Any) -> Any:
+    """The schema with every required property also described: xgrammar leaves out those that `properties` lacks.
+
+    One of BFCL's 1,000 calling items is such a schema; its forced call was {} where three properties are required.
+    """
+    if isinstance(schema, list):
+        return [_naming_required(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = {key: _naming_required(value) for key, value in schema.items()}
+    required, properties = schema.get("required"), schema.get("properties", {})
+    others = schema.get("additionalProperties", True)
+    if isinstance(required, list) and isinstance(properties, dict) and others is not False:
+        missing = {name: others for name in required if name not in properties}
+        return schema | {"properties": properties | missing} if missing else schema
+    return schema

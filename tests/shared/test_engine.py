@@ -227,10 +227,13 @@ SCHEMA = {
     },
     "required": ["name", "size", "n"],
 }
+# Required, but described only by what additionalProperties says, or not at all.
+UNDESCRIBED = {"type": "object", "required": ["a", "b"], "additionalProperties": {"enum": ["S", "M"]}}
 FLAG = {"type": "object", "properties": {"x": {"type": "boolean"}}, "required": ["x"], "additionalProperties": False}
 
 
-def test_constrained_output_always_validates(engine: Engine) -> None:
+@pytest.mark.parametrize("schema", [SCHEMA, UNDESCRIBED])
+def test_constrained_output_always_validates(engine: Engine, schema: dict[str, object]) -> None:
     """A random model writes noise; under the grammar every sample is valid JSON under the schema."""
     import json
 
@@ -238,10 +241,10 @@ def test_constrained_output_always_validates(engine: Engine) -> None:
 
     compiler = GrammarCompiler(engine.model.tokenizer, engine.model.config.vocabulary, engine.model.config.eos)
     for seed in range(15):
-        request = Request([5, 6], Sampling(temperature=1.5, seed=seed), 100, matcher=compiler.json_schema(SCHEMA))
+        request = Request([5, 6], Sampling(temperature=1.5, seed=seed), 100, matcher=compiler.json_schema(schema))
         events = list(engine.generate(request))
         assert events[-1].finish == "stop"
-        jsonschema.validate(json.loads(text_of(events)), SCHEMA)
+        jsonschema.validate(json.loads(text_of(events)), schema)
 
 
 @pytest.mark.parametrize("parallel", [True, False])
