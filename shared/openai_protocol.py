@@ -189,7 +189,7 @@ def plain_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 arguments = function["arguments"]
                 arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
                 calls.append({**call, "function": {"name": str(function["name"]), "arguments": arguments}})
-            except (KeyError, TypeError, json.JSONDecodeError) as error:
+            except (KeyError, TypeError, ValueError, RecursionError) as error:
                 raise ApiError(f"messages[{i}].tool_calls: not a valid call ({error})", param="messages") from None
         if calls:
             plain["tool_calls"] = calls

@@ -83,7 +83,7 @@ def parse_call(text: str) -> ToolCall | None:
     """Return the call written as {"name": …, "arguments": {…}}, or None when the text is not one."""
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return None

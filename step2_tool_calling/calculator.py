@@ -5,6 +5,9 @@ Python's syntax tree and only a list of node types, functions and constants is e
 is not on the list is refused. Sizes are bounded before they are computed: 9**9**9 is seven characters and 370 million
 digits.
 
+What can be exact is: + - * / // % and whole powers work on fractions, of the decimals as they stand there, so that
+12345678901234567890 / 10 keeps its digits and 0.1 + 0.2 is 0.3. Functions and roots work on floats.
+
     python -c 'from step2_tool_calling.calculator import calculate; print(calculate("15% of 80 + sqrt(2)"))'
 """
 
@@ -13,7 +16,8 @@ import math
 import operator
 import re
 from collections.abc import Callable
-from decimal import Decimal
+from decimal import Context, Decimal, Inexact, localcontext
+from fractions import Fraction
 
 from step2_tool_calling.tool import ToolError
 
@@ -21,20 +25,32 @@ MAX_LENGTH = 300  # characters
 MAX_DEPTH = 40  # nested operations
 MAX_BITS = 1024  # of an integer: the range of a float, 309 digits
 MAX_FACTORIAL = 170  # the largest below 2**1024
+MAX_EXPONENT = 20  # of a decimal that is taken as it stands; 6.02e23 is a measurement, 1e-999999999 a bomb
 
-Number = int | float
+Number = int | Fraction | float  # a Fraction is never whole
 
 
 def _power(base: Number, exponent: Number) -> Number:
-    if isinstance(base, int) and isinstance(exponent, int) and exponent > 0:
-        # |base| < 2**bits, so the result has at most bits * exponent bits.
-        if abs(base) > 1 and (base.bit_length() - 1) * exponent > MAX_BITS:
+    if isinstance(exponent, int) and not isinstance(base, float):
+        # Numerator and denominator are at least 2**(bits - 1), so their powers have more than that times exponent bits.
+        fits = (_bits(base) - 1) * abs(exponent) <= MAX_BITS
+        if fits:
+            return Fraction(base) ** exponent
+        if isinstance(base, int) and exponent > 0:
             raise OverflowError
-        return base**exponent
-    result = base**exponent
+    result = float(base) ** float(exponent)
     if isinstance(result, complex):
         raise ToolError("a negative number to a fractional power is not a real number")
     return result
+
+
+def _divide(a: Number, b: Number) -> Number:
+    return a / b if isinstance(a, float) or isinstance(b, float) else Fraction(a) / Fraction(b)
+
+
+def _bits(number: int | Fraction) -> int:
+    """Bits of the number, or of the longer part of a fraction."""
+    return max(number.numerator.bit_length(), number.denominator.bit_length())
 
 
 def _factorial(n: Number) -> int:
@@ -50,16 +66,18 @@ def _comb(n: Number, k: Number) -> int:
 
 
 def _round(value: Number, digits: Number = 0) -> Number:
-    if digits != int(digits) or abs(digits) > 20:  # round(5, -10**9) would compute 10**10**9
+    if digits != int(digits) or not -20 <= digits <= 20:  # round(5, -10**9) would compute 10**10**9
         raise ToolError("round takes a whole number of digits from -20 to 20")
-    return round(value, int(digits)) if digits else round(value)
+    if digits == 0:
+        return round(value)
+    return round(value, int(digits)) if isinstance(value, float) else round(Fraction(value), int(digits))
 
 
 OPERATORS: dict[type[ast.operator], Callable[[Number, Number], Number]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
+    ast.Div: _divide,
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
     ast.Pow: _power,
@@ -88,22 +106,23 @@ def calculate(expression: str) -> str:
     Returns:
         Both sides: "15% of 80 = 12".
     """
-    return f"{expression.strip().removesuffix('=').strip()} = {in_digits(evaluate(expression))}"
+    return f"{expression.strip().removesuffix('=').strip()} = {_written(evaluate(expression))}"
 
 
 def evaluate(expression: str) -> Number:
-    """Return the value of an expression that `calculate` takes, to 12 significant digits when it is not whole.
+    """Return the value of an expression that `calculate` takes: exact, or a float where a function or root is in it.
 
     Raises ToolError for what is not arithmetic, has no real value, or is too long, too deep or too large.
     """
     if len(expression) > MAX_LENGTH:
         raise ToolError(f"the expression is longer than {MAX_LENGTH} characters; calculate it in parts")
     try:
-        tree = ast.parse(_as_python(expression), mode="eval")
+        text = _as_python(expression)
+        tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise ToolError(f"cannot read {expression!r} as arithmetic; write it like (12.5 + 7) * 3") from None
     try:
-        result = _evaluate(tree.body, MAX_DEPTH)
+        result = _evaluate(tree.body, text, MAX_DEPTH)
         if not math.isfinite(result):
             raise OverflowError
     except ZeroDivisionError:
@@ -115,13 +134,39 @@ def evaluate(expression: str) -> Number:
     except (ValueError, TypeError) as error:  # sqrt(-1), log(0); sqrt(1, 2)
         raise ToolError(f"cannot calculate {expression!r}: {error}") from None
     if isinstance(result, float):
-        # 0.1 + 0.2 is 0.3 and not 0.30000000000000004; 12 digits is what a good desk calculator shows.
-        result = float(f"{result:.12g}")
+        # sin(radians(30)) is 0.5 and not 0.49999999999999994; 12 digits is what a good desk calculator shows.
+        result = float(f"{result:.12g}") if abs(result) < 1e10 else result
         return int(result) if result.is_integer() and abs(result) < 1e15 else result
     return result
 
 
-def in_digits(number: Number) -> str:
+def _written(number: Number) -> str:
+    """Write a result: exact where that takes at most 15 significant digits or 12 decimal places, else rounded.
+
+    Rounded means 12 significant digits, and 15 for large numbers. Where even these leave nothing behind the point,
+    there is an exponent, so that what looks like a whole number is one: 10**15 / 7 is 1.42857142857143e+14.
+    """
+    if isinstance(number, int):
+        return str(number)
+    if isinstance(number, Fraction):
+        with localcontext(Context(prec=330)) as context:  # more digits than MAX_BITS, so whole parts are kept
+            value = (Decimal(number.numerator) / number.denominator).normalize()
+            exact = not context.flags[Inexact]
+        _, digits, places = value.as_tuple()
+        if exact and len(digits) <= 15:
+            return in_digits(float(value))
+        if exact and isinstance(places, int) and places >= -12:
+            return f"{value:f}"
+    approximate = float(number)
+    rounded = float(f"{approximate:.12g}")
+    if rounded.is_integer() or abs(approximate) >= 1e10:
+        rounded = float(f"{approximate:.15g}")
+    if rounded.is_integer() and rounded != number:
+        return f"{rounded:.14e}"
+    return in_digits(rounded)
+
+
+def in_digits(number: int | float) -> str:
     """Write a number for a sentence: 1234567, 0.1, 80 (not 1.23457e+06, not 80.0).
 
     Only floats of more than 20 digits before or behind the point keep their exponent: 1e+30, 1e-30.
@@ -150,28 +195,41 @@ def _as_python(text: str) -> str:
     return re.sub(rf"{number}%\s*(?![\s\w.(])", r"(\1/100)", text)
 
 
-def _evaluate(node: ast.expr, depth: int) -> Number:
+def _as_it_stands(text: str, value: float) -> Number:
+    """The decimal itself, not the float nearest to it."""
+    exponent = text.lower().partition("e")[2]
+    return value if exponent and abs(int(exponent)) > MAX_EXPONENT else Fraction(text)
+
+
+def _evaluate(node: ast.expr, text: str, depth: int) -> Number:
     if depth == 0:
         raise ToolError(f"the expression is nested more than {MAX_DEPTH} deep; calculate it in parts")
     result: Number
     match node:
-        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
+        case ast.Constant(value=int() as value) if not isinstance(value, bool):
             result = value
+        case ast.Constant(value=float() as value):
+            result = _as_it_stands(ast.get_source_segment(text, node) or "", value)
         case ast.Name(id=name) if name in CONSTANTS:
             result = CONSTANTS[name]
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            result = -_evaluate(operand, depth - 1)
+            result = -_evaluate(operand, text, depth - 1)
         case ast.UnaryOp(op=ast.UAdd(), operand=operand):
-            result = _evaluate(operand, depth - 1)
+            result = _evaluate(operand, text, depth - 1)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
-            result = OPERATORS[type(op)](_evaluate(left, depth - 1), _evaluate(right, depth - 1))
+            result = OPERATORS[type(op)](_evaluate(left, text, depth - 1), _evaluate(right, text, depth - 1))
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in FUNCTIONS:
-            result = FUNCTIONS[name](*(_evaluate(argument, depth - 1) for argument in arguments))
+            result = FUNCTIONS[name](*(_evaluate(argument, text, depth - 1) for argument in arguments))
         case ast.Tuple():
             raise ToolError("write numbers without thousands separators: 1234.5, not 1,234.5")
         case _:
             known = f"numbers, + - * / // % **, {', '.join([*FUNCTIONS, *CONSTANTS])}"
             raise ToolError(f"{ast.unparse(node)[:60]!r} is not arithmetic; the calculator knows {known}")
+    if isinstance(result, Fraction):
+        if result.denominator == 1:
+            result = int(result)
+        elif _bits(result) > MAX_BITS:  # 1.0001**10000: exact digits would be as many as there are steps
+            return float(result)
     if isinstance(result, int) and result.bit_length() > MAX_BITS:
         raise OverflowError
     return result

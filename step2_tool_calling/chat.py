@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from shared.errors import UserError
 from shared.terminal import console
-from step2_tool_calling.conversation import Message, Usage
+from step2_tool_calling.conversation import Event, Finished, Message, Usage
 from step2_tool_calling.loop import Observe
 from step2_tool_calling.session import Session, Wishes, open_session
 from step2_tool_calling.trace import printable
@@ -26,29 +26,39 @@ HELP = """/tools   the tools and what they do
 
 
 class Chat:
-    """The history and what it cost."""
+    """The history and what it used: the tokens of all questions, also of those that failed or were stopped.
+
+    A turn that was stopped while it streamed is missing: how many tokens it had was not yet said.
+    """
 
     def __init__(self, session: Session, observers: list[Observe]) -> None:
-        self.session, self.observers = session, observers
-        self.messages: list[Message] = [dict(message) for message in session.prompt.messages]
-        self.used, self.dollars = Usage(), 0.0
+        self.session, self.observers = session, [*observers, self._count]
+        self.messages: list[Message] = session.preamble()
+        self.used = Usage()
+        self._beginning = len(self.messages)
+        self.idle = threading.Event()  # no question is being answered
+        self.idle.set()
+
+    def _count(self, event: Event) -> None:
+        if isinstance(event, Finished):
+            self.used += event.usage
 
     async def question(self, text: str) -> None:
         """Put one question. An answer that is cut short leaves the history as it was before."""
         before = len(self.messages)
         self.messages.append({"role": "user", "content": text})
+        self.idle.clear()
         try:
-            finished = await self.session.put(self.messages, self.observers)
+            await self.session.put(self.messages, self.observers)
         except BaseException:
             del self.messages[before:]
             raise
-        self.used += finished.usage
-        self.dollars += finished.cost or 0.0
+        finally:
+            self.idle.set()
 
     def undo(self) -> bool:
         """Take back the last question; False when there is none. The prompt's own examples stay."""
-        first = len(self.session.prompt.messages)
-        for index in range(len(self.messages) - 1, first - 1, -1):
+        for index in range(len(self.messages) - 1, self._beginning - 1, -1):
             if self.messages[index]["role"] == "user":
                 del self.messages[index:]
                 return True
@@ -63,17 +73,18 @@ class Chat:
             case "/tools":
                 for tool in self.session.tools:
                     summary = (tool.description.splitlines() or [""])[0]
-                    out.print(f"{tool.name}  {printable(summary)}", markup=False, soft_wrap=True)
+                    out.print(printable(f"{tool.name}  {summary}"), markup=False, soft_wrap=True)
             case "/cost":
-                used = self.used
-                money = "local" if self.session.local else f"${self.dollars:.4f}"
+                used, dollars = self.used, self.session.price(self.used)
+                money = "price unknown" if dollars is None else f"${dollars:.4f}"
+                money = "local" if self.session.local else money
                 out.print(f"{used.requests} requests, {used.total:,} tokens ({used.cached:,} cached), {money}")
             case "/undo":
                 out.print("taken back" if self.undo() else "there is no question to take back")
             case "/help":
                 out.print(HELP, markup=False)
             case other:
-                out.print(f"no command {other}; /help lists them", markup=False)
+                out.print(f"no command {printable(other)}; /help lists them", markup=False)
         return True
 
 
@@ -97,7 +108,8 @@ def converse(endpoint: "Endpoint", wishes: Wishes, observers: list[Observe], *, 
                 answer.result()
             except KeyboardInterrupt:
                 answer.cancel()
-                concurrent.futures.wait([answer])
+                # The future is cancelled at once, the answer soon after: it may still be reading the terminal.
+                chat.idle.wait(timeout=10)
                 print("(stopped)", file=sys.stderr)
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr)

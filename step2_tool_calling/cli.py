@@ -81,8 +81,9 @@ def ask(
     Example: step2 ask "What is 15% of 80?" --tools my_functions.py
     """
     wishes = wishes_of(
-        prompt, strategy, tools, openapi, mcp, only, sandbox, builtin, allow_host, approve,
-        max_steps, max_total_tokens, max_cost, call_threshold, timeout,
+        prompt=prompt, strategy=strategy, files=tools, openapi=openapi, mcp=mcp, only=only, sandbox=sandbox,
+        builtin=builtin, allow_host=allow_host, approve=approve, steps=max_steps, tokens=max_total_tokens,
+        dollars=max_cost, threshold=call_threshold, timeout=timeout,
     )  # fmt: skip
     _ask(question, wishes, model, json)
 
@@ -96,25 +97,26 @@ def _ask(question: str, wishes: "Wishes", model: str | None, json: bool) -> None
         raise UserError("the question is empty")
     events: list[Event] = []
 
-    async def answer() -> "Finished":
+    async def answer() -> "tuple[Finished, bool]":
         async with open_session(endpoint, wishes, quiet=json) as session:
             trace = events.append if json else Trace()
-            return await session.put(session.opening(question), [trace])
+            return await session.put(session.opening(question), [trace]), session.sandbox
 
     with connect(model, quiet=json) as endpoint:
-        finished = asyncio.run(answer())
+        finished, sandbox = asyncio.run(answer())
     if json:
-        print_json(_document(question, finished, events))
+        print_json(_document(question, finished, events, sandbox))
     if finished.ending != "answer":
         raise UserError(f"stopped by the {finished.ending} (see --help for how to raise it)", exit_code=1)
 
 
-def _document(question: str, finished: "Finished", events: "list[Event]") -> dict[str, Any]:
+def _document(question: str, finished: "Finished", events: "list[Event]", sandbox: bool) -> dict[str, Any]:
+    """What `ask --json` prints. sandbox: whether the built-in APIs' data was made up."""
     from step2_tool_calling.conversation import CallDone, TurnDone
 
     calls = [asdict(event.result) | {"step": event.step} for event in events if isinstance(event, CallDone)]
     turns = sum(isinstance(event, TurnDone) for event in events)
-    return {"question": question, **asdict(finished), "steps": turns, "calls": calls}
+    return {"question": question, **asdict(finished), "steps": turns, "sandbox": sandbox, "calls": calls}
 
 
 @app.command()
@@ -147,8 +149,9 @@ def chat(
     from step2_tool_calling.trace import Trace
 
     wishes = wishes_of(
-        prompt, strategy, tools, openapi, mcp, only, sandbox, builtin, allow_host, approve,
-        max_steps, max_total_tokens, max_cost, call_threshold, timeout,
+        prompt=prompt, strategy=strategy, files=tools, openapi=openapi, mcp=mcp, only=only, sandbox=sandbox,
+        builtin=builtin, allow_host=allow_host, approve=approve, steps=max_steps, tokens=max_total_tokens,
+        dollars=max_cost, threshold=call_threshold, timeout=timeout,
     )  # fmt: skip
     with connect(model, quiet=json) as endpoint:
         if not json:
@@ -173,6 +176,8 @@ def tools_verb(
 
     Example: step2 tools get_weather --schema
     """
+    from step2_tool_calling.foreign_text import printable
+
     wishes = wishes_of(files=tools, openapi=openapi, mcp=mcp, builtin=builtin, allow_host=allow_host, sandbox=False)
     found = asyncio.run(_collect(wishes))
     if name is not None:
@@ -181,22 +186,24 @@ def tools_verb(
             raise UserError(f"no tool called {name!r}; `tools` lists them")
     if json or schema:
         return print_json([tool.as_openai()["function"] for tool in found] if name is None else found[0].as_openai())
+    from rich.text import Text
+
     out = console()
     for tool in found:
-        out.print(f"[bold]{tool.name}[/]  [dim]{tool.source}{', asks first' if tool.unsafe else ''}[/]")
+        source = f"{tool.source}{', asks first' if tool.unsafe else ''}"
+        out.print(Text.assemble((printable(tool.name), "bold"), "  ", (printable(source), "dim")))
         text = tool.description if name is not None else (tool.description.splitlines() or [""])[0]
-        out.print(f"  {text}", markup=False)
+        out.print(f"  {printable(text)}", markup=False)
     return None
 
 
 async def _collect(wishes: "Wishes") -> "list[Tool]":
     from contextlib import AsyncExitStack
 
-    from shared.terminal import say
     from step2_tool_calling.session import collect_tools
 
     async with AsyncExitStack() as stack:
-        return await collect_tools(stack, wishes, say)
+        return await collect_tools(stack, wishes)
 
 
 @app.command("serve-mcp")
@@ -213,19 +220,26 @@ def serve_mcp_verb(
 ) -> None:
     """Offer the tools to other programs as an MCP server, over stdio.
 
+    Sandbox data only with --sandbox: the other program's user does not see our remarks.
+
     Example: step2 serve-mcp --sandbox
     """
     from contextlib import AsyncExitStack
 
-    from shared.terminal import say
     from step2_tool_calling.mcp_server import serve_mcp
-    from step2_tool_calling.session import collect_tools
+    from step2_tool_calling.session import collect_tools, live_apis_answer
 
     wishes = wishes_of(files=tools, openapi=openapi, only=only, sandbox=sandbox, builtin=builtin, allow_host=allow_host)
 
     async def serve() -> None:
+        if builtin and sandbox is None and not await live_apis_answer():
+            raise UserError(
+                "the network does not answer: --sandbox offers bundled data, --no-builtin leaves the APIs out, --live "
+                "insists",
+                exit_code=1,
+            )
         async with AsyncExitStack() as stack:
-            offered = await collect_tools(stack, wishes, say)
+            offered = await collect_tools(stack, wishes)
             await serve_mcp(offered, "stdio" if http is None else "http", port=http or 0)
 
     asyncio.run(serve())

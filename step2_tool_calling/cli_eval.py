@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from shared.endpoint import Endpoint
     from shared.results import Row
     from step2_tool_calling.evaluate import Outcome
+    from step2_tool_calling.prompts import Prompt
     from step2_tool_calling.strategies import Name
 
 measuring = typer.Typer()
@@ -85,24 +86,35 @@ def eval_verb(
     """
     from shared.bfcl import CATEGORIES, load
     from shared.endpoint import connect
-    from step2_tool_calling.scoreboard import row, thresholded
+    from step2_tool_calling.prices import load_prices
+    from step2_tool_calling.prompts import load_prompt, writes_tools
+    from step2_tool_calling.session import is_local
 
-    chosen = _listed(categories, list(CATEGORIES), "--categories")
-    strategies: list[Any] = _listed(strategy, list(_strategy_names()), "--strategy")
+    chosen = _listed(categories, "--categories", list(CATEGORIES))
+    strategies: list[Any] = _listed(strategy, "--strategy", list(_strategy_names()))
+    measured = [load_prompt(name) for name in _listed(prompts, "--prompts")]
     items = [item for category in chosen for item in load(category, limit)]
+    settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     rows: list[Row] = []
     with connect(model, quiet=json) as endpoint:
-        for prompt in prompts.split(","):
-            for name in _suitable(prompt.strip(), strategies):
-                settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        if not is_local(endpoint):
+            load_prices()  # a broken list is found out before anything is paid for
+        for prompt in measured:
+            suitable: list[Name] = ["text"] if writes_tools(prompt.messages) else strategies
+            for name in suitable:
                 outcomes, dollars = _measure(
-                    endpoint, items, name, prompt.strip(), output, concurrency, timeout, settings, quiet=json
+                    endpoint,
+                    items,
+                    name,
+                    prompt,
+                    folder=output,
+                    concurrency=concurrency,
+                    timeout=timeout,
+                    settings=settings,
+                    quiet=json,
                 )
-                label = f"{endpoint.model}, {name}, {prompt.strip()}"
-                rows.append(row(label, items, outcomes, dollars))
-                for value in (threshold or []) if name == "constrained" else []:
-                    limited = thresholded(outcomes, value)
-                    rows.append(row(f"{label}, calls from {value:g}", items, limited, dollars))
+                label = f"{endpoint.model}, {name}, {prompt.name}"
+                rows += _rows(label, items, outcomes, dollars, (threshold or []) if name == "constrained" else [])
     if results is not None:
         from shared.results import write_results
 
@@ -111,16 +123,33 @@ def eval_verb(
     _show(rows, json)
 
 
+def _rows(
+    label: str,
+    items: "Sequence[Item]",
+    outcomes: "Sequence[Outcome]",
+    dollars: float | None,
+    thresholds: Sequence[float],
+) -> "list[Row]":
+    """The row of a run, and one for each threshold that it is read with."""
+    from step2_tool_calling.scoreboard import row, thresholded
+
+    rows = [row(label, items, outcomes, dollars)]
+    for threshold in thresholds:
+        limited = thresholded(outcomes, threshold)
+        rows.append(row(f"{label}, calls from {threshold:g}", items, limited, dollars))
+    return rows
+
+
 def _measure(
     endpoint: "Endpoint",
     items: "Sequence[Item]",
     strategy: "Name",
-    prompt_name: str,
-    output: Path,
+    prompt: "Prompt",
+    *,
+    folder: Path,
     concurrency: int,
     timeout: float,
     settings: dict[str, Any],
-    *,
     quiet: bool,
 ) -> "tuple[list[Outcome], float | None]":
     """Run one setting, with a progress bar; return its outcomes and what they cost."""
@@ -129,11 +158,9 @@ def _measure(
     from step2_tool_calling.conversation import Usage
     from step2_tool_calling.evaluate import answer_item, evaluate, header_of
     from step2_tool_calling.prices import cost
-    from step2_tool_calling.prompts import load_prompt
     from step2_tool_calling.session import is_local
     from step2_tool_calling.strategies import Model as Asked
 
-    prompt = load_prompt(prompt_name)
     where = "embedded" if endpoint.engine is not None else endpoint.base_url
     name = "-".join([endpoint.model, strategy, prompt.name, prompt.digest]).replace("/", "_")
 
@@ -145,7 +172,7 @@ def _measure(
             return await evaluate(
                 items,
                 lambda item: answer_item(item, asked, strategy, prompt),
-                output / f"{name}.jsonl",
+                folder / f"{name}.jsonl",
                 header=header_of(asked, where, strategy, prompt),
                 concurrency=concurrency,
                 progress=progress,
@@ -239,7 +266,7 @@ def compare_verb(
     out.print(f"A {a.stem}  {result.a:.1f} %\nB {b.stem}  {result.b:.1f} %", markup=False, soft_wrap=True)
     out.print(
         f"B - A: {result.difference:+.1f} points [{result.ci95[0]:+.1f}, {result.ci95[1]:+.1f}], n = {result.n}; "
-        f"only B right {result.mcnemar.only_a}, only A right {result.mcnemar.only_b}, exact p = {result.mcnemar.p:.2g}",
+        f"only B right {result.only_b_right}, only A right {result.only_a_right}, exact p = {result.p:.2g}",
         markup=False,
     )
     known = {item.id: item for item in items}
@@ -255,9 +282,11 @@ def compare_verb(
 def _read(path: Path) -> "dict[str, Outcome]":
     from step2_tool_calling.evaluate import read_outcomes
 
+    if not path.exists():
+        raise UserError(f"{path}: no such run; `eval` writes them")
     outcomes = read_outcomes(path)
     if not outcomes:
-        raise UserError(f"{path}: no such run; `eval` writes them")
+        raise UserError(f"{path} holds no answers: run the `eval` again that was to write them")
     return outcomes
 
 
@@ -268,19 +297,14 @@ def _items_of(outcomes: Any) -> "list[Item]":
     return [item for category in dict.fromkeys(present.values()) for item in load(category) if item.id in present]
 
 
-def _listed(text: str, allowed: Sequence[str], option: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if unknown := [name for name in names if name not in allowed]:
+def _listed(text: str, option: str, allowed: Sequence[str] = ()) -> list[str]:
+    """The names in a list with commas, each once. allowed: what may stand there, where this is known."""
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise UserError(f"{option} {text!r} names nothing" + (f": use {', '.join(allowed)}" if allowed else ""))
+    if unknown := [name for name in names if allowed and name not in allowed]:
         raise UserError(f"{option} {unknown[0]!r}: use {', '.join(allowed)}")
     return names
-
-
-def _suitable(prompt_name: str, strategies: "Sequence[Name]") -> "Sequence[Name]":
-    from step2_tool_calling.prompts import load_prompt
-    from step2_tool_calling.text_calls import PLACEHOLDER
-
-    writes_tools = any(PLACEHOLDER in message["content"] for message in load_prompt(prompt_name).messages)
-    return ["text"] if writes_tools else strategies
 
 
 def _strategy_names() -> tuple[str, ...]:

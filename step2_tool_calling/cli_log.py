@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shared.errors import UserError
 from shared.terminal import console, print_json, say
 from step2_tool_calling.options import Files, Json, Model, Strategy, Threshold, wishes_of
 
@@ -56,16 +57,33 @@ def replay_verb(
 ) -> None:
     """Run a logged conversation again, offline, and show what differs.
 
-    Exit code 1 when something does. Tools never run: they answer from the log.
+    Exit code 1 when something does. Tools never run: they answer from the log. The options below that name a model,
+    how to ask it or its tools need --ask-again.
 
     Example: step2 replay 7 --ask-again --prompt careful
     """
     from step2_tool_calling.log import Log
 
+    given = {
+        "--prompt": prompt is not None,
+        "--strategy": strategy != "auto",
+        "--tools": bool(tools),
+        "--call-threshold": call_threshold is not None,
+        "--model": model is not None,
+    }
+    if not ask_again and True in given.values():
+        option = next(name for name in given if given[name])
+        raise UserError(f"{option} changes nothing in an offline replay: add --ask-again")
     with Log() as log:
         logged = log.read(number)
-    wishes = wishes_of(prompt or "assistant", strategy, tools, sandbox=True, threshold=call_threshold)
     if ask_again:
+        from step2_tool_calling.prompts import writes_tools
+
+        if strategy == "auto" and prompt is None and writes_tools(logged.messages):
+            strategy = "text"
+        wishes = wishes_of(
+            prompt=prompt or "assistant", strategy=strategy, files=tools, sandbox=True, threshold=call_threshold
+        )
         result = _ask_again(logged, wishes, model, new_prompt=prompt is not None, quiet=json)
     else:
         from step2_tool_calling.replay import replay
@@ -103,12 +121,14 @@ def _print(logged: "Conversation", result: "Replay") -> None:
 
     out = console()
     for difference in result.differences:
-        out.print(f"step {difference.step}", style="bold")
+        out.print("the end" if difference.step is None else f"step {difference.step}", style="bold")
         for sign, text, style in (("-", difference.logged, "red"), ("+", difference.replayed, "green")):
-            for line in (text or "(no such turn)").splitlines():
+            for line in (text or "(nothing)").splitlines():
                 out.print(f"  {sign} {printable(line)}", style=style, markup=False, soft_wrap=True)
     turns = f"{result.steps} turn{'s' * (result.steps != 1)}"
-    if result.differences:
+    if any(difference.step is None for difference in result.differences):
+        out.print(f"{turns}: the same, but it ends differently")
+    elif result.differences:
         out.print(f"{len(result.differences)} of {turns} came out differently")
     elif result.ending is None:
         say(f"the log of {logged.id} stops there: {logged.ending or 'it was cut off, or is still running'}")

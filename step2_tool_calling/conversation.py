@@ -15,6 +15,10 @@ Status = Literal["ok", "error", "invalid", "unknown", "denied", "timeout", "canc
 # Why the conversation ended. All but "answer" leave the last turn's text, possibly empty, as the answer.
 Ending = Literal["answer", "step limit", "token limit", "money limit", "cancelled", "failed"]
 
+# Arguments nested deeper than this are taken for broken. No tool asks for more, and everything that reads them later
+# (validators, encoders, repr) is recursive: 900 levels are read by json.loads and then end in a RecursionError.
+MAX_LEVELS = 100
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -48,16 +52,25 @@ class Call:
     text: str
 
     def arguments(self) -> dict[str, Any] | None:
-        """The arguments, or None when the text is not a JSON object."""
+        """The arguments, or None when the text is not a JSON object, or one of more than 100 levels."""
         try:
             value = json.loads(self.text or "{}")
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # not only bad JSON: numbers of 5,000 digits, 3,000 open brackets
             return None
-        return value if isinstance(value, dict) else None
+        return value if isinstance(value, dict) and not too_deep(value) else None
 
     def as_message(self) -> Message:
         """The object for message.tool_calls."""
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.text}}
+
+
+def too_deep(value: Any) -> bool:
+    """Whether a JSON value is nested more than 100 levels deep; found out level by level, without recursion."""
+    level = [value]
+    for _ in range(MAX_LEVELS):
+        inner = [one for one in level if isinstance(one, dict | list)]
+        level = [child for one in inner for child in (one.values() if isinstance(one, dict) else one)]
+    return any(isinstance(one, dict | list) for one in level)
 
 
 @dataclass(frozen=True)

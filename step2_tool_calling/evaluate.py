@@ -13,9 +13,9 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from shared.bfcl import Item, Verdict, score
+from shared.bfcl import FailureKind, Item, Verdict, score
 from shared.errors import UserError
 from step2_tool_calling.conversation import Call, Message, Usage
 from step2_tool_calling.prompts import Prompt
@@ -23,14 +23,16 @@ from step2_tool_calling.strategies import Model, Name, call_probability, take_tu
 from step2_tool_calling.tool import Tool
 
 NON_LIVE = ("simple_python", "multiple", "parallel", "parallel_multiple", "irrelevance")
+REFUSALS = 3  # of the first items, and it is not them that the endpoint refuses: a wrong name, an unknown field
 
 
 @dataclass(frozen=True)
 class Outcome:
     """One item's answer, as it came; it is scored when it is read, so that a better scorer needs no new run.
 
-    calls: names and argument texts. probability: of beginning a call, where the strategy can know it. seconds: from
-    the request to the last token, other requests running beside it.
+    calls: names and argument texts. seconds: from the (first) request to the last token, other requests running beside
+    it. probability: of beginning a call, where the strategy can know it. error: why the endpoint refuses this item (a
+    prompt that is too long, a schema it cannot read); such an answer is wrong, whatever was asked for.
     """
 
     id: str
@@ -40,6 +42,7 @@ class Outcome:
     usage: Usage
     seconds: float
     probability: float | None = None
+    error: str = ""
 
 
 def header_of(model: Model, where: str, strategy: Name, prompt: Prompt) -> dict[str, Any]:
@@ -83,18 +86,26 @@ async def answer_item(item: Item, model: Model, strategy: Name, prompt: Prompt) 
 
     `constrained` calls always here, and the probability of calling is kept beside it: any threshold can then be
     applied to the same run (`at_threshold`).
+    Raises UserError when the endpoint fails; when it refuses this very request, that is the outcome.
     """
+    from openai import BadRequestError, UnprocessableEntityError
+
     tools = as_tools(item)
     messages = with_prompt(prompt, item.messages)
-    probability, before = None, Usage()
-    if strategy == "constrained":
-        model = replace(model, call_threshold=0.0)
-        probability, decision = await call_probability(model, messages, tools)
-        before = decision.usage
-    turn = await take_turn(strategy, model, messages, tools, lambda _: None)
+    probability, before, seconds = None, Usage(), 0.0
+    try:
+        if strategy == "constrained":
+            model = replace(model, call_threshold=0.0)
+            probability, decision = await call_probability(model, messages, tools)
+            before, seconds = decision.usage, decision.seconds
+        turn = await take_turn(strategy, model, messages, tools, lambda _: None)
+    except UserError as error:
+        if not isinstance(error.__cause__, BadRequestError | UnprocessableEntityError):
+            raise
+        return Outcome(item.id, item.category, [], "", before, seconds, probability, str(error))
     calls = [{"name": call.name, "arguments": call.text} for call in turn.calls]
-    usage = before + turn.usage
-    return Outcome(item.id, item.category, calls, turn.content[:500], usage, turn.seconds, probability)
+    usage, seconds = before + turn.usage, seconds + turn.seconds
+    return Outcome(item.id, item.category, calls, turn.content[:500], usage, seconds, probability)
 
 
 def at_threshold(outcome: Outcome, threshold: float) -> Outcome:
@@ -106,6 +117,9 @@ def at_threshold(outcome: Outcome, threshold: float) -> Outcome:
 
 def verdict(item: Item, outcome: Outcome) -> Verdict:
     """Score one answer."""
+    if outcome.error:
+        # Not one of BFCL's kinds: its scorer never sees what was not answered.
+        return Verdict(False, cast("FailureKind", "refused"), outcome.error)
     calls = [(call["name"], Call("", call["name"], call["arguments"]).arguments()) for call in outcome.calls]
     if any(arguments is None for _, arguments in calls):
         return Verdict(False, "invalid JSON", "the arguments are not a JSON object")
@@ -137,20 +151,37 @@ async def evaluate(
 
     header: what was measured (model, prompt, strategy …); the file's first line. A file with another header is
     refused, so that two settings never mix. Ctrl-C leaves a file that the next run continues.
+    Raises what `answer` raises, and UserError when the endpoint refuses each of the first items.
     """
     done = read_outcomes(path, header)
+    answered = any(not outcome.error for outcome in done.values())
+    held: list[Outcome] = []  # refusals, until an answer shows that they are about the items
+    if path.exists():
+        _cut_last_line(path, header)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         if path.stat().st_size == 0:
-            _append(file, header)
+            file.write(_line(header))
         gate = asyncio.Semaphore(concurrency)
 
+        def keep(outcomes: Sequence[Outcome]) -> None:
+            for outcome in outcomes:
+                done[outcome.id] = outcome
+                file.write(_line(asdict(outcome)))
+                file.flush()
+                progress(outcome)
+
         async def one(item: Item) -> None:
+            nonlocal answered
             async with gate:
                 outcome = await answer(item)
-            done[item.id] = outcome
-            _append(file, asdict(outcome))
-            progress(outcome)
+            answered = answered or not outcome.error
+            held.append(outcome)
+            if answered:
+                keep(held)
+                held.clear()
+            elif len(held) == REFUSALS:
+                raise UserError(outcome.error, exit_code=1)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -159,25 +190,35 @@ async def evaluate(
                         group.create_task(one(item))
         except* UserError as errors:
             raise errors.exceptions[0] from None
+        keep(held)
     return [done[item.id] for item in items]
 
 
-def _append(file: Any, record: dict[str, Any]) -> None:
-    file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    file.flush()
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def _cut_last_line(path: Path, header: dict[str, Any]) -> None:
+    """Remove the half line that a kill leaves. Raises UserError when that is all, and not the begin of our header."""
+    raw = path.read_bytes()
+    whole = raw.rfind(b"\n") + 1
+    if whole == 0 and not _line(header).encode().startswith(raw):
+        raise UserError(f"{path} is not a file of `eval`")
+    os.truncate(path, whole)
 
 
 def read_outcomes(path: Path, header: dict[str, Any] | None = None) -> dict[str, Outcome]:
-    """The outcomes in a file, by item id. A last line that a kill cut short is removed.
+    """The outcomes in a file, by item id; none when there is no such file. A last line that was cut is left out.
 
     Raises UserError when the file is not one of ours, or (with `header`) was made by another setting.
     """
-    if not path.exists():
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
         return {}
-    raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     whole = raw[: raw.rfind(b"\n") + 1]
-    if len(whole) < len(raw):
-        os.truncate(path, len(whole))
     try:
         lines = [json.loads(line) for line in whole.splitlines()]
         if not lines:

@@ -8,15 +8,19 @@ reach the function as the types it declares (an Enum member, a dataclass), not a
 """
 
 import asyncio
+import contextlib
+import contextvars
 import hashlib
 import importlib.util
 import inspect
 import keyword
 import re
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
@@ -52,7 +56,8 @@ def from_function(
     """Make a tool of a typed function, sync or async.
 
     name: default the function's own. unsafe: ask a person first (as the decorator does). timeout: seconds; a sync
-    function runs in a thread, which cannot be stopped: after its time the model goes on, the thread ends by itself.
+    function runs in a thread, which cannot be stopped: after its time the model goes on, and the thread ends by itself
+    or with the program. source "built-in" is for this step's own tools: serve-mcp vouches for them.
     The description is the docstring's first paragraph. Results may be anything pydantic can write as JSON.
     Raises UserError, naming function, parameter and fix, for a signature that has no JSON Schema.
     """
@@ -81,10 +86,12 @@ def from_function(
             if inspect.iscoroutinefunction(function):
                 result = await function(**given)
             else:
-                result = await asyncio.to_thread(function, **given)
+                result = await in_daemon_thread(function, given)
+                if inspect.isawaitable(result):  # a decorator's plain wrapper around an async function
+                    result = await result
         except ToolError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ToolError(f"{label} failed: {type(error).__name__}: {error}") from error
         try:
             return result if isinstance(result, str) else to_jsonable_python(result, fallback=str)
@@ -102,6 +109,37 @@ def from_function(
     )
 
 
+async def in_daemon_thread(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Call a function in a thread of its own; return or raise what it does.
+
+    asyncio.to_thread is no place for tools: asyncio.run and the interpreter wait for its threads, so one tool that
+    hangs would keep the program from ending, and its pool also looks up host names, which hung tools would block.
+    Nobody waits for a daemon thread: after a timeout or Ctrl-C its result is dropped.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if not done.done():  # cancelled: by the timeout or Ctrl-C
+            done.set_result((result, error))
+
+    def work() -> None:
+        result, failure = None, None
+        try:
+            result = function(**arguments)
+        except BaseException as error:  # whatever it is, somebody waits for it
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    name = str(getattr(function, "__name__", "function"))
+    threading.Thread(target=contextvars.copy_context().run, args=(work,), name=name, daemon=True).start()
+    result, failure = await done
+    if failure is not None:
+        raise failure
+    return result
+
+
 def load_file(path: str | Path) -> list[Tool]:
     """Make a tool of every public function that a Python file defines, in the order of definition.
 
@@ -114,7 +152,10 @@ def load_file(path: str | Path) -> list[Tool]:
     if (listed := getattr(module, "TOOLS", None)) is not None:
         if not isinstance(listed, list | tuple) or not all(isinstance(one, Tool) or callable(one) for one in listed):
             raise UserError(f"{path}: TOOLS must be a list of functions or Tools")
-        tools = [one if isinstance(one, Tool) else from_function(one, source=str(path)) for one in listed]
+        tools = [
+            replace(one, source=str(path)) if isinstance(one, Tool) else from_function(one, source=str(path))
+            for one in listed
+        ]
     else:
         tools = [from_function(function, source=str(path)) for function in _public_functions(module)]
     if not tools:
@@ -154,9 +195,13 @@ def _arguments_model(function: Callable[..., Any], label: str) -> tuple[dict[str
         hints = get_type_hints(function, include_extras=True)
     except Exception as error:  # whatever evaluating a quoted annotation can raise, NameError first
         raise UserError(f"{label}: cannot read its annotations ({error}); import the types they name") from None
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):  # int, max and others that are written in C
+        raise UserError(f"{label} does not tell its parameters; wrap it in a function with typed parameters") from None
     names: dict[str, str] = {}
     fields: dict[str, Any] = {}
-    for i, (name, parameter) in enumerate(inspect.signature(function).parameters.items()):
+    for i, (name, parameter) in enumerate(signature.parameters.items()):
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**"
             raise UserError(f"{label}: parameter {stars}{name} has no fixed name; use a list or dict parameter")
@@ -233,6 +278,8 @@ def _public_functions(module: ModuleType) -> list[Callable[..., Any]]:
     names = getattr(module, "__all__", None)
     functions = {name: value for name, value in vars(module).items() if inspect.isfunction(value)}
     if names is not None:
+        if not isinstance(names, list | tuple):
+            raise UserError(f"{module.__file__}: __all__ must be a list of names")
         return [function for name, function in functions.items() if name in names]
     own = {name: one for name, one in functions.items() if one.__module__ == module.__name__}
     return [function for name, function in own.items() if not name.startswith("_")]

@@ -179,8 +179,9 @@ class Log:
                 raise
 
     def _rows(self, sql: str, *values: int) -> list[sqlite3.Row]:
+        fitting = [max(-(2**63), min(value, 2**63 - 1)) for value in values]  # no id and no limit is larger than that
         with self._failures():
-            return self._db.execute(sql, values).fetchall()
+            return self._db.execute(sql, fitting).fetchall()
 
     def _use_wal(self) -> None:
         """Switch to write-ahead logging. Here SQLite does not wait when two processes do it at once, so we do."""

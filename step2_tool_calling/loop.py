@@ -9,10 +9,9 @@ by Ctrl-C, or when the endpoint fails. The loop knows no terminal and no databas
 
 import asyncio
 import json
-import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from step2_tool_calling.conversation import (
@@ -30,6 +29,7 @@ from step2_tool_calling.conversation import (
     TurnDone,
     Usage,
 )
+from step2_tool_calling.foreign_text import encodable, unmarked
 from step2_tool_calling.redaction import redact
 from step2_tool_calling.tool import Tool, ToolError, as_text, by_name
 
@@ -38,11 +38,19 @@ Approve = Callable[[Tool, dict[str, Any]], Awaitable[bool]]
 Observe = Callable[[Event], None]
 
 RESULT_CHARACTERS = 6000  # about 2,000 tokens; a whole web page would push the question out of a small model's context
+# So much of an output is looked at, whatever its size, and so much may a secret at the end of that have: a private key
+# of 16,384 bits has 12,000 characters.
+READ_CHARACTERS, LONGEST_SECRET = 100_000, 20_000
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When to stop. steps: model turns. tokens: prompt and completion of all turns. dollars: by prices.toml."""
+    """When to stop. steps: model turns. tokens: prompt and completion of all turns. dollars: by prices.toml.
+
+    The last step is for the answer: it gets no tools, so with steps=1 none is ever offered. What the model says there
+    is its answer like any other, for it has seen the result of every call. The ending is "step limit" only when even
+    then it asks for a call, which nobody runs.
+    """
 
     steps: int = 8
     tokens: int = 50_000
@@ -64,6 +72,10 @@ async def run(
     ask: the model (strategies.take_turn, or a recording). approve: asked before each call runs; False refuses it.
     price: what the tokens so far cost in US dollars, None when nobody knows.
     Raises what `ask` raises, after the observer was told; asyncio.CancelledError likewise, running calls cancelled.
+
+    A call that succeeded, or was refused, is not run again in a later turn of the same question: repeated, it gets the
+    result it had. Small models repeat themselves, and a mail must not be sent twice for that. The price: a tool cannot
+    be polled ("is it done yet?") unless some argument differs each time.
     """
     begun, used = time.perf_counter(), Usage()
 
@@ -72,39 +84,28 @@ async def run(
         observe(event)
         return event
 
-    offered = by_name(tools)
-    known: dict[tuple[str, str], Result] = {}  # calls that need no second run
-    wrong: set[str] = set()  # tools that were once called with arguments that do not fit
+    memory = _Memory(by_name(tools))
     answer = ""
     try:
         for step in range(1, limits.steps + 1):
             # The last turn gets no tools: an answer from what is known is worth more than a call nobody will run.
             last = step == limits.steps
-            turn = await ask(messages, [] if last else list(offered.values()), lambda text: observe(TextDelta(text)))
+            offered = [] if last else list(memory.offered.values())
+            turn = await ask(messages, offered, lambda text: observe(TextDelta(text)))
             used += turn.usage
             answer = turn.content
-            if last and turn.calls:
-                turn = Turn(turn.content, (), turn.usage, turn.seconds, turn.first_token, turn.finish)
+            unmet = last and bool(turn.calls)
+            if unmet:
+                turn = replace(turn, calls=())
             observe(TurnDone(step, turn))
             if not turn.calls:
                 messages.append(turn.as_message())
-                return finished(answer, "step limit" if last and step > 1 else "answer")
+                return finished(answer, "step limit" if unmet else "answer")
 
-            stale = all(_key(call) in known for call in turn.calls)
-            done = await _run_calls(turn.calls, offered, known, step, approve, observe)
+            done = await _run_calls(turn.calls, memory, step, approve, observe)
             # Only now: a call without its result, left by Ctrl-C, would make the history one that endpoints refuse.
             messages += [turn.as_message(), *(result.as_message() for result in done)]
-            for result in done:
-                if result.status in ("ok", "denied"):
-                    known.setdefault(_key(result.call), result)
-            # A wrong call goes back once, with the reason. Wrong in a second turn, the tool is taken away: small models
-            # repeat a mistake until a limit stops them.
-            invalid = {result.call.name for result in done if result.status == "invalid"}
-            for name in invalid & wrong:
-                offered.pop(name, None)
-            wrong |= invalid
-            if stale:
-                offered = {}  # nothing new was asked for: time to answer
+            memory.learn(done)
             if used.total >= limits.tokens:
                 return finished(answer, "token limit")
             if (cost := price(used)) and cost >= limits.dollars:
@@ -118,17 +119,39 @@ async def run(
         raise
 
 
+@dataclass
+class _Memory:
+    """What one question's turns have taught. offered: the tools still on offer. known: results to give again.
+
+    wrong: tools that were once called with arguments that do not fit.
+    """
+
+    offered: dict[str, Tool]
+    known: dict[tuple[str, str], Result] = field(default_factory=dict)
+    wrong: set[str] = field(default_factory=set)
+
+    def learn(self, done: Sequence[Result]) -> None:
+        """Draw the conclusions from one turn's results."""
+        stale = all(_key(result.call) in self.known for result in done)
+        for result in done:
+            if result.status in ("ok", "denied"):
+                self.known.setdefault(_key(result.call), result)
+        # A wrong call goes back once, with the reason. Wrong in a second turn, the tool is taken away: small models
+        # repeat a mistake until a limit stops them.
+        invalid = {result.call.name for result in done if result.status == "invalid"}
+        for name in invalid & self.wrong:
+            self.offered.pop(name, None)
+        self.wrong |= invalid
+        if stale:
+            self.offered = {}  # nothing new was asked for: time to answer
+
+
 def _key(call: Call) -> tuple[str, str]:
     return call.name, json.dumps(call.arguments(), sort_keys=True)
 
 
 async def _run_calls(
-    calls: Sequence[Call],
-    offered: dict[str, Tool],
-    known: dict[tuple[str, str], Result],
-    step: int,
-    approve: Approve,
-    observe: Observe,
+    calls: Sequence[Call], memory: _Memory, step: int, approve: Approve, observe: Observe
 ) -> list[Result]:
     """Check all calls, ask about them one after the other, then run the permitted ones together; results in order."""
     results: dict[int, Result] = {}
@@ -139,7 +162,8 @@ async def _run_calls(
         observe(CallDone(step, results[index]))
 
     for index, call in enumerate(calls):
-        tool, arguments, repeated = offered.get(call.name), call.arguments(), known.get(_key(call))
+        offered, arguments, repeated = memory.offered, call.arguments(), memory.known.get(_key(call))
+        tool = offered.get(call.name)
         if tool is None:
             settle(index, "unknown", f"there is no tool {call.name!r}; the tools are: {', '.join(offered) or 'none'}")
         elif arguments is None:
@@ -154,22 +178,13 @@ async def _run_calls(
             runnable[index] = (tool, arguments)
 
     async def run_one(index: int) -> None:
-        tool, arguments = runnable[index]
         observe(CallStarted(step, calls[index]))
         begun = time.perf_counter()
-        status: Status = "ok"
         try:
-            async with asyncio.timeout(tool.timeout):
-                output = as_text(await tool.run(arguments))
-        except TimeoutError:
-            status, output = "timeout", f"{tool.name} did not finish within {tool.timeout:g} s"
-        except ToolError as error:
-            status, output = "error", str(error)
+            status, output = await run_tool(*runnable[index])
         except asyncio.CancelledError:
             settle(index, "cancelled", "cancelled", time.perf_counter() - begun)
             raise
-        except Exception as error:  # a bug in a tool must not end the conversation
-            status, output = "error", f"{tool.name} failed: {type(error).__name__}: {error}"
         settle(index, status, output, time.perf_counter() - begun)
 
     try:
@@ -181,17 +196,33 @@ async def _run_calls(
     return [results[index] for index in range(len(calls))]
 
 
-def as_data(text: str) -> str:
-    """A tool's output, bounded, and unable to pose as anything else in the prompt.
+async def run_tool(tool: Tool, arguments: dict[str, Any]) -> tuple[Status, str]:
+    """Run a tool within its time; return how that ended and what the model reads, which `as_data` has yet to clean."""
+    try:
+        async with asyncio.timeout(tool.timeout):
+            return "ok", as_text(await tool.run(arguments))
+    except TimeoutError:
+        return "timeout", f"{tool.name} did not finish within {tool.timeout:g} s"
+    except ToolError as error:
+        return "error", str(error)
+    except Exception as error:  # a bug in a tool must not end the conversation
+        return "error", f"{tool.name} failed: {type(error).__name__}: {error}"
 
-    Chat templates mark who speaks with special tokens (<|im_start|>) and tags (<tool_response>). A web page that
-    contains them could open a new system turn, so they are broken up: the text stays readable, the tokens are gone.
-    Secrets are masked: a tool that prints its environment must not send the key to whoever runs the model.
+
+def as_data(text: str) -> str:
+    """A tool's output, bounded, in characters that UTF-8 has, without secrets and known chat-template tokens.
+
+    Secrets are masked: a tool that prints its environment must not send the key to whoever runs the model. Special
+    tokens (<|im_start|>, <tool_response>, [INST]) are broken up, or a web page that contains them could open a new
+    turn where the endpoint's tokenizer reads them in content. That is defence in depth, for the markers of templates
+    known here (foreign_text.py), not a guarantee: a model can be steered in plain words.
     """
-    text = redact(text)
-    text = re.sub(r"<(?=[|/]?\w*(?:tool_call|tool_response|tools|_of_turn|SYS>|\||｜)|/?s>)", "<\u200b", text)
-    text = re.sub(r"\[(?=/?(?:INST|SYS|TOOL))", "[\u200b", text)
-    if len(text) > RESULT_CHARACTERS:
-        kept = RESULT_CHARACTERS - 50  # room for the remark, so that a logged result passes a second time unchanged
-        text = f"{text[:kept]} … ({len(text) - kept} more characters left out)"
-    return text
+    begin = encodable(text[:READ_CHARACTERS])
+    clean = redact(begin)
+    if len(text) > READ_CHARACTERS:
+        clean = clean[:-LONGEST_SECRET]  # a secret that the cut went through has lost the form it is known by
+    clean = unmarked(clean)
+    if len(clean) <= RESULT_CHARACTERS and len(text) <= READ_CHARACTERS:
+        return clean
+    kept = clean[: RESULT_CHARACTERS - 50]  # room for the remark, so that a logged result passes again unchanged
+    return f"{kept} … ({max(len(text), len(clean)) - len(kept)} more characters left out)"

@@ -24,7 +24,8 @@ from urllib.parse import urlsplit
 
 from shared.errors import UserError
 from shared.terminal import say
-from step2_tool_calling.json_schema import UnusableError, self_contained, tool_name
+from step2_tool_calling.foreign_text import as_description, one_line
+from step2_tool_calling.json_schema import UnusableError, require_valid, self_contained, tool_name
 from step2_tool_calling.tool import Tool, ToolError
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT = 15.0  # seconds; a server that npx or uvx has to download first needs several
 _MAX_PAGES = 100  # of a tool list: a server could go on for ever
-_MAX_ERROR = 500  # characters of a server's error that the model gets to read
+_MAX_ERROR = 500  # characters of a server's error that the model or the person gets to read
+_MAX_NAME = 100  # characters of its name and its tools' names
 
 
 @asynccontextmanager
@@ -59,7 +61,7 @@ async def connect_mcp(target: str) -> AsyncIterator[list[Tool]]:
                 f"the MCP server {label} did not answer within {CONNECT_TIMEOUT:g} s", exit_code=1
             ) from None
         except Exception as error:  # what _hold met: spawning, HTTP, protocol and more, each library with its own types
-            reason = _last_line(errors) or _reason(error)
+            reason = one_line(_last_line(errors) or _reason(error), _MAX_ERROR)
             raise UserError(f"cannot connect to the MCP server {label}: {reason}", exit_code=1) from None
         else:
             yield _tools(client, listed, label)
@@ -75,7 +77,10 @@ def _transport(target: str, errors: IO[bytes]) -> tuple[str, Any]:
     # Python prints a library's warnings, tracebacks included, to our terminal unless somebody handles them.
     logging.getLogger("mcp").addHandler(logging.NullHandler())
     if target.startswith(("http://", "https://")):
-        return urlsplit(target).hostname or target, target
+        try:
+            return urlsplit(target).hostname or "without a name", target
+        except ValueError as error:
+            raise UserError(f"--mcp: this is not a URL ({error})") from None  # not quoted: it may hold a key
     from mcp import StdioServerParameters, stdio_client
 
     try:
@@ -114,24 +119,21 @@ async def _hold(
 
 
 def _tools(client: "Client", listed: "list[mcp_types.Tool]", label: str) -> list[Tool]:
-    import jsonschema
-
-    name = client.server_info.name if client.server_info else label
+    name = one_line(client.server_info.name, _MAX_NAME) if client.server_info else label
     tools: list[Tool] = []
     taken: set[str] = set()
     for offered in listed:
         try:
             parameters = self_contained(offered.input_schema, offered.input_schema)
-            jsonschema.Draft202012Validator.check_schema(parameters)
-        except (UnusableError, jsonschema.SchemaError) as error:
-            reason = error if isinstance(error, UnusableError) else f"its schema is not valid ({error.message})"
-            say(f"  MCP server {name}: skipped {offered.name}: {reason}")
+            require_valid(parameters)
+        except UnusableError as error:
+            say(f"  MCP server {name}: skipped {one_line(offered.name, _MAX_NAME)}: {one_line(str(error), _MAX_ERROR)}")
             continue
         annotations = offered.annotations
         tools.append(
             Tool(
                 name=tool_name(offered.name, taken),
-                description=offered.description or offered.title or "",
+                description=as_description(offered.description or offered.title),
                 parameters={"properties": {}, **parameters},
                 run=partial(_call, client, name, offered.name),
                 # Safe means that the server says the tool only reads. Most servers say nothing, and by the

@@ -1,23 +1,25 @@
 """Our tools for other MCP clients: editors, desktop assistants, agents.
 
     python -m step2_tool_calling serve-mcp                  # over stdin and stdout, as clients start servers
-    python -m step2_tool_calling serve-mcp --http           # http://127.0.0.1:8765/mcp, until Ctrl-C
+    python -m step2_tool_calling serve-mcp --http 8765      # http://127.0.0.1:8765/mcp, until Ctrl-C
 
 The official package's low-level server is the right one here: its high-level sibling makes schemas from functions,
 and ours are made already. The client asks its person before it calls what is not marked read-only.
 """
 
-import asyncio
 import logging
 import signal
 from typing import TYPE_CHECKING, Any, Literal
 
+from shared.errors import UserError
 from shared.openai_server import is_loopback, listen
 from shared.terminal import say
-from step2_tool_calling.tool import Tool, ToolError, as_text, by_name
+from step2_tool_calling.loop import as_data, run_tool
+from step2_tool_calling.tool import Tool, by_name
 
 if TYPE_CHECKING:
     from mcp.server.lowlevel import Server
+    from mcp_types import ToolAnnotations
 
 
 async def serve_mcp(
@@ -26,8 +28,10 @@ async def serve_mcp(
     """Offer tools to MCP clients until the client goes away (stdio) or Ctrl-C. To be run in the main thread.
 
     host, port: of http; 0 picks a free port. There is no authentication, so bind to loopback unless everybody on the
-    network may call these tools. Raises UserError when two tools share a name or the port is taken.
+    network may call these tools. Raises UserError when two tools share a name, or the port is taken or none.
     """
+    if not 0 <= port <= 65535:
+        raise UserError(f"--http {port}: use a port from 1 to 65535")
     server = mcp_server(tools)
     logging.getLogger("mcp").addHandler(logging.NullHandler())
     if transport == "stdio":
@@ -42,7 +46,10 @@ async def serve_mcp(
 
     import uvicorn
 
-    listener = listen(host, port)
+    try:
+        listener = listen(host, port)
+    except UserError as error:  # its advice is for a server whose option is called --port
+        raise UserError(str(error).replace("--port", "--http PORT")) from None
     say(f"serving {len(tools)} tools on http://{host}:{listener.getsockname()[1]}/mcp")
     if not is_loopback(host):
         say(f"warning: whoever reaches {host} can call them; there is no password")
@@ -59,7 +66,6 @@ def mcp_server(tools: list[Tool]) -> "Server[Any]":
         CallToolResult,
         ListToolsResult,
         TextContent,
-        ToolAnnotations,
     )
     from mcp_types import Tool as Offered
 
@@ -72,7 +78,7 @@ def mcp_server(tools: list[Tool]) -> "Server[Any]":
                     name=tool.name,
                     description=tool.description,
                     input_schema={"type": "object", **tool.parameters},
-                    annotations=ToolAnnotations(read_only_hint=not tool.unsafe),
+                    annotations=_hints(tool),
                 )
                 for tool in tools
             ]
@@ -88,16 +94,22 @@ def mcp_server(tools: list[Tool]) -> "Server[Any]":
     return Server("step2-tool-calling", on_list_tools=list_tools, on_call_tool=call_tool)
 
 
+def _hints(tool: Tool) -> "ToolAnnotations":
+    """What a client may rely on. Only of the built-in tools do we know that they just read.
+
+    Of a user's function nobody does: that it is not marked unsafe may mean that nobody thought of it. Without a hint
+    the protocol has clients expect the worst.
+    """
+    from mcp_types import ToolAnnotations
+
+    if tool.unsafe:
+        return ToolAnnotations(read_only_hint=False, destructive_hint=True)
+    return ToolAnnotations(read_only_hint=True if tool.source == "built-in" else None)
+
+
 async def _run(tool: Tool, arguments: dict[str, Any]) -> tuple[str, bool]:
     """(what the client's model reads, whether it is an error)."""
     if problem := tool.problem(arguments):
-        return problem, True
-    try:
-        async with asyncio.timeout(tool.timeout):
-            return as_text(await tool.run(arguments)), False
-    except ToolError as error:
-        return str(error), True
-    except TimeoutError:
-        return f"{tool.name} did not finish within {tool.timeout:g} s", True
-    except Exception as error:  # a bug in a tool must not end the other calls
-        return f"{tool.name} failed: {type(error).__name__}: {error}", True
+        return as_data(problem), True
+    status, output = await run_tool(tool, arguments)
+    return as_data(output), status != "ok"

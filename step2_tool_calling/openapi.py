@@ -8,8 +8,10 @@ document is in openapi_document.py, putting each value where it belongs in opena
 
 Keys are read from the environment when a call is made, and never enter a schema, a prompt or an error message. The
 variable is OPENAPI_<HOST>___<SCHEME>_TOKEN: scheme `api_key` of petstore.swagger.io reads
-OPENAPI_PETSTORE_SWAGGER_IO___API_KEY_TOKEN. The host is part of the name because the document chooses scheme and
-server both: one that could name any variable could have your other keys sent to its own server.
+OPENAPI_PETSTORE_SWAGGER_IO___API_KEY_TOKEN, and on port 8443 OPENAPI_PETSTORE_SWAGGER_IO___8443___API_KEY_TOKEN. Host
+and port are part of the name because the document chooses scheme and server both: one that could name any variable
+could have your other keys sent to its own server. Over plain http, which anybody on the way can read, keys go to this
+machine only.
 """
 
 import re
@@ -21,8 +23,10 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from shared.errors import UserError
+from shared.openai_server import is_loopback
 from shared.terminal import say
-from step2_tool_calling.json_schema import Schema, UnusableError, self_contained, tool_name
+from step2_tool_calling.foreign_text import as_description, one_line
+from step2_tool_calling.json_schema import Schema, UnusableError, require_valid, self_contained, tool_name
 from step2_tool_calling.openapi_document import (
     Document,
     dialect_30,
@@ -31,6 +35,7 @@ from step2_tool_calling.openapi_document import (
     load_document,
     merge_all_of,
     resolve,
+    text_of,
 )
 from step2_tool_calling.openapi_request import (
     Client,
@@ -51,8 +56,7 @@ _JSON = re.compile(r"(application/([\w.-]+\+)?json|application/\*|\*/\*)(\s*;.*)
 # which host gets the key that is named after it.
 _LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _ADDRESS = re.compile(rf"https?://(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?(?:/[^\s\\?#]*)?")
-_MAX_DESCRIPTION = 1000  # characters; OpenAI refuses more than 1024
-_MAX_REMARKS = 5
+_MAX_REMARKS, _MAX_REMARK = 5, 400  # how many, and characters of each
 
 
 async def load_openapi(source: str, client: Client) -> list[Tool]:
@@ -74,7 +78,7 @@ async def load_openapi(source: str, client: Client) -> list[Tool]:
         except UnusableError as error:
             skipped.append(f"{method.upper()} {path}: {error}")
             continue
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, LookupError, TypeError, ValueError):
             # A list where the specification has an object, and so on: not worth a check at every step.
             skipped.append(f"{method.upper()} {path}: its description is malformed")
             continue
@@ -105,8 +109,8 @@ def _operations(document: Document) -> Iterator[tuple[str, str, Document, Docume
         if "$ref" in item:
             try:
                 item = resolve(item, document)
-            except UnusableError:
-                say(f"  {path} skipped: it is described in another document")
+            except UnusableError as error:
+                say("  " + one_line(f"{path} skipped: {error}", _MAX_REMARK))
                 continue
         for method in _METHODS:
             if isinstance(item.get(method), dict):
@@ -128,11 +132,11 @@ def _operation(
         if name not in declared:
             raise UnusableError(f"its path parameter {name} is not described")
     return Operation(
-        name=str(details.get("operationId") or f"{method} {path}"),
+        name=text_of(details.get("operationId") or f"{method} {path}"),
         method=method.upper(),
-        url=server + path,
+        url=server + path.partition("#")[0],  # AWS tells operations of one path apart by a fragment
         parameters=tuple(_without_clashes(parameters + body)),
-        keys=_keys(document, details, urlsplit(server).hostname or ""),
+        keys=_keys(document, details, server),
         media_type=media_type,
         body_required=body_required,
     )
@@ -141,9 +145,9 @@ def _operation(
 def _server(document: Document, base: str | None, item: Document, details: Document) -> str:
     """The address operations start from: the first server, its variables at their defaults, made absolute."""
     servers = details.get("servers") or item.get("servers") or document.get("servers") or [{"url": "/"}]
-    url = str(servers[0]["url"])
-    for name, variable in servers[0].get("variables", {}).items():
-        url = url.replace("{" + name + "}", str(variable["default"]))
+    variables = servers[0].get("variables", {})
+    # All at once, because a default that is made of other variables could grow without end.
+    url = re.sub(r"{([^{}]+)}", lambda match: text_of(variables[match[1]]["default"]), text_of(servers[0]["url"]))
     url = urljoin(base, url) if base else url
     if not _ADDRESS.fullmatch(url):
         raise UnusableError(f"its server {url!r} is not a plain http address (a relative one needs the document's URL)")
@@ -155,7 +159,7 @@ def _parameters(document: Document, adapt: Any, described: list[Any]) -> list[Pa
     found: dict[tuple[str, str], Parameter] = {}
     for node in described:
         node = resolve(node, document)
-        name, location = str(node["name"]), node["in"]
+        name, location = text_of(node["name"]), node["in"]
         required = bool(node.get("required")) or location == "path"
         if location == "cookie":
             if required:
@@ -163,14 +167,14 @@ def _parameters(document: Document, adapt: Any, described: list[Any]) -> list[Pa
             continue
         if location == "header" and name.lower() in ("accept", "content-type", "authorization"):
             continue  # the specification says to ignore these: other parts of the document govern them
-        style = node.get("style") or ("form" if location == "query" else "simple")
+        style = text_of(node.get("style") or ("form" if location == "query" else "simple"))
         if location != "query" and style != "simple":
             raise UnusableError(f"style {style} of its parameter {name} is not supported")
         content = node.get("content")
-        schema = next(iter(content.values())).get("schema", {}) if content else node.get("schema", {})
-        schema = self_contained(schema, document, adapt)
+        schema = next(iter(content.values())).get("schema") if content else node.get("schema")
+        schema = self_contained(schema or {}, document, adapt)
         if "description" in node and isinstance(schema, dict):
-            schema = {**schema, "description": " ".join(str(node["description"]).split())}
+            schema = {**schema, "description": _one_line(node["description"])}
         found[location, name] = Parameter(
             argument=name,
             name=name,
@@ -198,12 +202,12 @@ def _body(document: Document, adapt: Any, details: Document) -> tuple[str | None
         if required:
             raise UnusableError(f"its body is {' or '.join(content) or 'not described'}, not JSON")
         return None, False, []
-    schema = self_contained(content[media_type].get("schema", {}), document, adapt)
+    schema = self_contained(content[media_type].get("schema") or {}, document, adapt)
     schema = merge_all_of(schema) if isinstance(schema, dict) else {}
     sent_as = "application/json" if "*" in media_type else media_type
     flat = isinstance(schema.get("properties"), dict) and schema["properties"]
     if not flat or schema.get("additionalProperties") or schema.keys() & {"oneOf", "anyOf", "allOf", "not", "if"}:
-        described = {"description": str(body["description"])} if "description" in body else {}
+        described = {"description": as_description(body["description"])} if "description" in body else {}
         return sent_as, required, [Parameter("body", "", "body", {**described, **schema}, required)]
     needed = schema.get("required", []) if required else []
     parameters = [
@@ -229,64 +233,70 @@ def _without_clashes(parameters: list[Parameter]) -> list[Parameter]:
 
 def _object_schema(operation: Operation) -> Schema:
     """One schema for all arguments. Raises UnusableError when the document's own schemas are not JSON Schema."""
-    import jsonschema
-
     schema: Schema = {
         "type": "object",
         "properties": {one.argument: one.schema for one in operation.parameters},
         "required": [one.argument for one in operation.parameters if one.required],
         "additionalProperties": False,
     }
-    try:
-        jsonschema.Draft202012Validator.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        raise UnusableError(f"its schema is not valid ({error.message})") from None
+    require_valid(schema)
     return schema
 
 
-def _keys(document: Document, details: Document, host: str) -> tuple[tuple[Secret, ...], ...]:
+def _keys(document: Document, details: Document, server: str) -> tuple[tuple[Secret, ...], ...]:
     """The alternatives to authenticate, those we support. Raises UnusableError when none is."""
+    address = urlsplit(server)
+    host = address.hostname or ""
+    port = address.port if address.port != (443 if address.scheme == "https" else 80) else None
     schemes = document.get("components", {}).get("securitySchemes", {})
-    alternatives, unsupported = [], []
+    alternatives, refused = [], ""
     requirements = details.get("security", document.get("security")) or []
     if isinstance(requirements, dict):  # should be a list; the OpenAPI Initiative's own tic-tac-toe example has this
         requirements = [{name: scopes} for name, scopes in requirements.items()]
     for requirement in requirements:
         found = {name: resolve(schemes[name], document) if name in schemes else {} for name in requirement}
-        secrets = [_secret(scheme, variable_of(host, name)) for name, scheme in found.items()]
+        secrets = [_secret(scheme, variable_of(host, name, port)) for name, scheme in found.items()]
         if None in secrets:
-            unsupported += list(requirement)
+            refused = refused or f"its authentication {next(iter(requirement))!r} is not supported or not described"
+        elif secrets and address.scheme == "http" and not is_loopback(host):
+            refused = refused or f"it would send a key to {host} over plain http, where others can read it"
         else:
             alternatives.append(tuple(secret for secret in secrets if secret))
-    if unsupported and not alternatives:
-        raise UnusableError(f"its authentication {unsupported[0]!r} is not supported or not described")
+    if refused and not alternatives:
+        raise UnusableError(refused)
     return tuple(alternatives)
 
 
 def _secret(scheme: Mapping[str, Any], variable: str) -> Secret | None:
     kind, place = scheme.get("type"), scheme.get("in")
     if kind == "apiKey" and place == "header":
-        return Secret(variable, "header", str(scheme["name"]))
+        return Secret(variable, "header", text_of(scheme["name"]))
     if kind == "apiKey" and place == "query":
-        return Secret(variable, "query", str(scheme["name"]))
+        return Secret(variable, "query", text_of(scheme["name"]))
     # OAuth and OpenID Connect end in a bearer token too; getting one is the user's business.
-    if kind in ("oauth2", "openIdConnect") or (kind == "http" and str(scheme.get("scheme")).lower() == "bearer"):
+    if kind in ("oauth2", "openIdConnect") or (
+        kind == "http" and text_of(scheme.get("scheme", "")).lower() == "bearer"
+    ):
         return Secret(variable, "header", "Authorization", "Bearer ")
     return None
 
 
 def _description(details: Document) -> str:
     """Summary and description; the text is the document's author's, not ours, and goes into the prompt."""
-    texts = [" ".join(str(details.get(key, "")).split()) for key in ("summary", "description")]
-    summary, description = texts
+    summary, description = (_one_line(details.get(key)) for key in ("summary", "description"))
     joined = description if description.startswith(summary) else f"{summary.rstrip('.')}. {description}"
-    return joined.removesuffix(". ").strip()[:_MAX_DESCRIPTION]
+    return as_description(joined.removesuffix(". ").strip())
+
+
+def _one_line(text: Any) -> str:
+    return " ".join(as_description(text).split())
 
 
 def _remark(label: str, skipped: list[str], needed: Counter[str]) -> None:
     for text in skipped[:_MAX_REMARKS]:
-        say(f"  {label}: skipped {text}")
+        say("  " + one_line(f"{label}: skipped {text}", _MAX_REMARK))
     if len(skipped) > _MAX_REMARKS:
         say(f"  {label}: skipped {len(skipped) - _MAX_REMARKS} more operations")
     for variables, count in needed.items():
-        say(f"  {label}: {count} operation{'s' if count > 1 else ''} will fail without a key; set {variables}")
+        remark = f"{label}: {count} operation{'s' if count > 1 else ''} will fail without a key; set {variables}"
+        say("  " + one_line(remark, _MAX_REMARK))

@@ -6,17 +6,20 @@ openapi.py makes tools of what is read here. OpenAPI 3.1 uses JSON Schema 2020-1
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from shared.errors import UserError
+from step2_tool_calling.foreign_text import one_line
 from step2_tool_calling.json_schema import Schema, UnusableError, lookup
 from step2_tool_calling.openapi_request import Client
 from step2_tool_calling.tool import ToolError
 
 Document = dict[str, Any]
+
+MAX_ERROR = 400  # characters
+MAX_ENTRIES = 20_000  # of a mapping; GitHub's document, among the largest, has 2,000 in one
 
 
 async def load_document(source: str, client: Client) -> tuple[Document, str]:
@@ -25,8 +28,11 @@ async def load_document(source: str, client: Client) -> tuple[Document, str]:
     Raises UserError when it cannot be read, is neither JSON nor YAML, or is not OpenAPI 3.
     """
     if is_url(source):
-        # Without userinfo and query: the name is shown and logged, and either may hold a key.
-        label = f"{urlsplit(source).hostname}{urlsplit(source).path}"
+        try:
+            parts = urlsplit(source)
+        except ValueError as error:
+            raise UserError(f"--openapi: this is not a URL ({error})") from None  # not quoted: it may hold a key
+        label = f"{parts.hostname or ''}{parts.path}"  # without userinfo and query: the name is shown and logged
         return _parse(await _fetch(source, label, client), label), label
     return _parse(_read(source), source), source
 
@@ -49,7 +55,9 @@ async def _fetch(url: str, label: str, client: Client) -> str:
     try:
         response = await client.request("GET", url)
     except ToolError as error:
-        raise UserError(f"cannot fetch {label}: {error}; or save it and give the file", exit_code=1) from None
+        raise UserError(
+            f"cannot fetch {label}: {one_line(str(error), MAX_ERROR)}; or save it and give the file", exit_code=1
+        ) from None
     if response.status != 200:
         raise UserError(f"cannot fetch {label}: HTTP status {response.status}", exit_code=1)
     return response.text
@@ -60,12 +68,10 @@ def _parse(text: str, label: str) -> Document:
     try:
         document = json.loads(text) if text.lstrip().startswith("{") else _yaml(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{label} is neither JSON nor YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{label} is neither JSON nor YAML: {one_line(str(error), MAX_ERROR)}") from None
     version = document.get("openapi") if isinstance(document, dict) else None
     if isinstance(document, dict) and "swagger" in document:
-        raise UserError(
-            f"{label} is Swagger {document['swagger']}; convert it to OpenAPI 3 first (converter.swagger.io)"
-        )
+        raise UserError(f"{label} is Swagger 2.0; convert it to OpenAPI 3 first (converter.swagger.io)")
     if not isinstance(version, str) or not version.startswith("3."):
         raise UserError(f"{label} is not an OpenAPI 3 document: it has no `openapi: 3.x`")
     if not isinstance(document.get("paths"), dict):
@@ -83,6 +89,12 @@ def _yaml(text: str) -> Any:
             for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
 
+        def flatten_mapping(self, node: Any) -> None:
+            """Refuse "<<" (merge) keys that grow: a few lines of them can stand for billions of entries."""
+            super().flatten_mapping(node)
+            if len(node.value) > MAX_ENTRIES:
+                raise yaml.YAMLError(f"a mapping has more than {MAX_ENTRIES:,} entries")
+
     Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|false|True|False)$"), list("tfTF"))
     try:
         return yaml.load(text, Loader)  # a SafeLoader: builds no Python objects
@@ -90,13 +102,25 @@ def _yaml(text: str) -> Any:
         raise ValueError(str(error)) from None
 
 
-def resolve(node: Mapping[str, Any], document: Document) -> Document:
-    """Follow a reference to a parameter, body, path item or security scheme."""
+def resolve(node: Any, document: Document) -> Document:
+    """Follow a reference to a parameter, body, path item or security scheme; UnusableError when there is none."""
     for _ in range(10):
+        if not isinstance(node, dict):
+            raise UnusableError("its description is malformed: no object where one belongs")
         if "$ref" not in node:
             return dict(node)
-        node = lookup(str(node["$ref"]), document)
+        node = lookup(text_of(node["$ref"]), document)
     raise UnusableError("its references lead in a circle")
+
+
+def text_of(value: Any) -> str:
+    """A name or an address of the document; YAML may have read it as a number.
+
+    Raises UnusableError for a list or an object: written out as text, YAML's aliases can make it endless.
+    """
+    if not isinstance(value, str | int | float):
+        raise UnusableError("its description is malformed: no text where one belongs")
+    return str(value)
 
 
 def merge_all_of(schema: Schema) -> Schema:

@@ -132,7 +132,9 @@ def build_url(operation: Operation, arguments: dict[str, Any]) -> str:
             query += _query(parameter, value)
     if any(part in (".", "..") for part in url.split("/")[3:]):  # "{a}{b}" with two dots
         raise ToolError(f"{operation.name}: these values cannot be part of an address; give others")
-    return url + ("?" + "&".join(query) if query else "")
+    if not query:
+        return url
+    return url + ("&" if "?" in url else "?") + "&".join(query)  # a path of the document may have a query of its own
 
 
 def _query(parameter: Parameter, value: Any) -> list[str]:
@@ -213,14 +215,16 @@ def wanted_keys(operation: Operation) -> str:
     return " and ".join(key.variable for key in operation.keys[0])
 
 
-def variable_of(host: str, scheme: str) -> str:
-    """The environment variable that holds the key for one host's security scheme.
+def variable_of(host: str, scheme: str, port: int | None = None) -> str:
+    """The environment variable that holds the key for one server's security scheme. port: unless it is the default.
 
-    No two hosts share a name, or one could ask for another's key (api-x.com for api.x.com's, x.com.app for that of a
-    scheme app_… of x.com): . is _, - is __, and three _ end the host, which these cannot make (no label ends in -).
+    No two servers share a name, or one could ask for another's key (api-x.com for api.x.com's, x.com.app for that of a
+    scheme app_… of x.com, another user's server on a port of this machine): . is _, - is __, and three _ end the host
+    and the port, which these cannot make (no label ends in -).
     """
     name = host.upper().replace("-", "__").replace(".", "_").replace(":", "_")
-    return f"OPENAPI_{name}___{re.sub('[^A-Z0-9]+', '_', scheme.upper()).strip('_')}_TOKEN"
+    where = name if port is None else f"{name}___{port}"
+    return f"OPENAPI_{where}___{re.sub('[^A-Z0-9]+', '_', scheme.upper()).strip('_')}_TOKEN"
 
 
 def _hide(text: str, secrets: Sequence[str]) -> str:

@@ -6,8 +6,9 @@ from typing import Annotated, cast
 import typer
 
 from shared.errors import UserError
+from step2_tool_calling.approval import Policy
 from step2_tool_calling.loop import Limits
-from step2_tool_calling.session import Policy, Wishes
+from step2_tool_calling.session import Wishes
 
 Model = Annotated[
     str | None,
@@ -15,7 +16,11 @@ Model = Annotated[
                  help="Model to load, or a name that OPENAI_BASE_URL serves."),
 ]  # fmt: skip
 Prompt = Annotated[str, typer.Option("--prompt", "-p", metavar="NAME", help="A prompt of `prompts`, or a .md file.")]
-Strategy = Annotated[str, typer.Option("--strategy", "-s", metavar="NAME", help="auto, native, constrained or text.")]
+Strategy = Annotated[
+    str,
+    typer.Option("--strategy", "-s", metavar="NAME",
+                 help="native, constrained or text; auto: constrained for the embedded engine, else native."),
+]  # fmt: skip
 Files = Annotated[
     list[Path] | None,
     typer.Option("--tools", metavar="FILE.py", show_default=False, help="Functions of a Python file; repeatable."),
@@ -44,19 +49,30 @@ AllowHost = Annotated[
     ),
 ]
 Approve = Annotated[str, typer.Option(metavar="WHEN", help="Ask before a call runs: always, unsafe ones, or never.")]
-Steps = Annotated[int, typer.Option("--max-steps", min=1, help="Model turns at most.")]
+Steps = Annotated[
+    int, typer.Option("--max-steps", min=1, help="Model turns at most; the last gets no tools, so 1 means none.")
+]
 Tokens = Annotated[int, typer.Option("--max-total-tokens", min=1, help="Tokens of all turns at most.")]
-Dollars = Annotated[float, typer.Option("--max-cost", min=0.0, metavar="USD", help="Money at most, by prices.toml.")]
+Dollars = Annotated[
+    float,
+    typer.Option("--max-cost", min=0.0, metavar="USD",
+                 help="Money at most, by prices.toml; an endpoint on this machine is local and costs 0."),
+]  # fmt: skip
 Threshold = Annotated[
     float | None,
     typer.Option("--call-threshold", min=0.0, max=1.0, show_default="0 for the embedded base model, else 0.5",
                  help="constrained: call from this probability on; 0 always."),
 ]  # fmt: skip
-Timeout = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for the endpoint.")]
+Timeout = Annotated[
+    float,
+    typer.Option(min=0.1, metavar="SECONDS",
+                 help="Longest silence of the endpoint, in each attempt: ask makes 3, eval 5."),
+]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead.")]
 
 
 def wishes_of(
+    *,
     prompt: str = "assistant",
     strategy: str = "auto",
     files: list[Path] | None = None,
@@ -82,7 +98,7 @@ def wishes_of(
         files=files or (),
         openapi=openapi or (),
         mcp=mcp or (),
-        only=[name.strip() for name in (only or "").split(",") if name.strip()],
+        only=list(dict.fromkeys(name.strip() for name in (only or "").split(",") if name.strip())),
         sandbox=sandbox,
         builtin=builtin,
         allow_hosts=allow_host or (),

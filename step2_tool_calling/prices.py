@@ -1,8 +1,9 @@
 """What a conversation costs: tokens times a dated price list.
 
 Providers bill per token and do not say the sum in the answer, so a money budget needs a price list of its own:
-prices.toml beside this file, with a date and a source per provider. A model served on this machine costs 0. A model
-that no list names has no price at all, because a wrong figure is worse than none.
+prices.toml beside this file, with a date and a source per provider. A model served on this machine is local and costs
+0, and so is every endpoint on localhost, a proxy to a hosted model included. A model that no list names has no price at
+all, because a wrong figure is worse than none.
 
     python -m step2_tool_calling log        # what each conversation cost
 """

@@ -2,7 +2,8 @@
 
 A prompt is prompts/NAME.md: a few `key: value` lines between two `---` lines (what it tries, its version), then the
 messages that come before the user's question, each under a heading `# system`, `# user`, `# assistant` or `# tool`.
-An assistant message may hold <tool_call>{"name": …, "arguments": {…}}</tool_call>: a worked example of a call.
+An assistant message may hold <tool_call>{"name": …, "arguments": {…}}</tool_call>: a worked example of a call. A
+system message with {tools} in it describes the tools itself; only the strategy `text` fills that in.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from pathlib import Path
 from shared.errors import UserError
 from shared.tool_calls import ToolCall, ToolCallParser
 from step2_tool_calling.conversation import Message
+from step2_tool_calling.text_calls import PLACEHOLDER
 from step2_tool_calling.tool import Tool
 
 FOLDER = Path(__file__).parent / "prompts"
@@ -73,6 +75,11 @@ def examples_with(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Me
             example = []
         example.append(message)
     return kept
+
+
+def writes_tools(messages: Sequence[Message]) -> bool:
+    """Whether the messages have a place for the tools' schemas, {tools}, that the strategy `text` has to fill."""
+    return any(message["role"] == "system" and PLACEHOLDER in message["content"] for message in messages)
 
 
 def _sections(path: Path, body: str) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from shared.bfcl import Item, Verdict
 from shared.errors import UserError
 from shared.results import Metric, Row, metric
-from shared.stats import McNemar, auroc, mcnemar_exact, paired_bootstrap, wilson_ci
+from shared.stats import auroc, mcnemar_exact, paired_bootstrap, wilson_ci
 from step2_tool_calling.evaluate import Outcome, at_threshold, schema_valid, verdict
 
 FAILURES = (
@@ -21,6 +21,7 @@ FAILURES = (
     "invented argument",
     "wrong type",
     "wrong value",
+    "refused",  # by the endpoint
 )
 
 
@@ -67,9 +68,10 @@ class Calibration:
 def calibrate(items: Sequence[Item], outcomes: Sequence[Outcome]) -> Calibration:
     """Choose the call threshold on these items, which must not be the ones it is then judged by.
 
+    Items that the endpoint refused say nothing and are left out.
     Raises UserError when the run has no probabilities, or not both kinds of items.
     """
-    pairs = [(o.probability, i.gold is not None) for i, o in zip(items, outcomes, strict=True)]
+    pairs = [(o.probability, i.gold is not None) for i, o in zip(items, outcomes, strict=True) if not o.error]
     scores = [probability for probability, _ in pairs if probability is not None]
     labels = [needed for _, needed in pairs]
     if len(scores) < len(pairs) or len(set(labels)) < 2:
@@ -89,14 +91,20 @@ def calibrate(items: Sequence[Item], outcomes: Sequence[Outcome]) -> Calibration
 
 @dataclass(frozen=True)
 class Comparison:
-    """Run b against run a on the same items. difference: in percentage points, b - a."""
+    """Run b against run a on the same items. difference: in percentage points, b - a.
+
+    only_a_right, only_b_right: the items that tell the runs apart. p: of "equally many", McNemar's exact test.
+    fixed, broken: the ids of these items, as seen from a.
+    """
 
     n: int
     a: float
     b: float
     difference: float
     ci95: tuple[float, float]
-    mcnemar: McNemar
+    only_a_right: int
+    only_b_right: int
+    p: float
     fixed: list[str]
     broken: list[str]
 
@@ -109,6 +117,7 @@ def compare(items: Sequence[Item], a: Mapping[str, Outcome], b: Mapping[str, Out
     right_a = [verdict(item, a[item.id]).correct for item in both]
     right_b = [verdict(item, b[item.id]).correct for item in both]
     change = paired_bootstrap(right_b, right_a)
+    test = mcnemar_exact(right_a, right_b)
     pairs = list(zip(both, right_a, right_b, strict=True))
     return Comparison(
         len(both),
@@ -116,7 +125,9 @@ def compare(items: Sequence[Item], a: Mapping[str, Outcome], b: Mapping[str, Out
         100 * sum(right_b) / len(both),
         100 * change.value,
         (100 * change.ci95[0], 100 * change.ci95[1]),
-        mcnemar_exact(right_b, right_a),
+        test.only_a,
+        test.only_b,
+        test.p,
         [item.id for item, x, y in pairs if y and not x],
         [item.id for item, x, y in pairs if x and not y],
     )
@@ -130,4 +141,4 @@ def thresholded(outcomes: Sequence[Outcome], threshold: float) -> list[Outcome]:
 def describe(item: Item, outcome: Outcome) -> tuple[Verdict, str]:
     """An item's verdict and what was said, in one line."""
     calls = "; ".join(f"{call['name']}({call['arguments']})" for call in outcome.calls)
-    return verdict(item, outcome), calls or outcome.content or "(nothing)"
+    return verdict(item, outcome), calls or outcome.content or outcome.error or "(nothing)"

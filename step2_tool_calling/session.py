@@ -5,25 +5,25 @@
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 from urllib.parse import urlsplit
 
 from shared.errors import UserError
 from shared.terminal import say
+from step2_tool_calling.approval import Approval, Policy
 from step2_tool_calling.conversation import Event, Finished, Message, Started, Usage
 from step2_tool_calling.loop import Limits, Observe, run
-from step2_tool_calling.prompts import Prompt, examples_with, load_prompt
+from step2_tool_calling.prompts import Prompt, examples_with, load_prompt, writes_tools
 from step2_tool_calling.strategies import Model, Name, take_turn
+from step2_tool_calling.text_calls import PLACEHOLDER
 from step2_tool_calling.tool import Tool
 
 if TYPE_CHECKING:
     from shared.endpoint import Endpoint
     from step2_tool_calling.log import Log
-
-Policy = Literal["always", "unsafe", "never"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Wishes:
 
 @dataclass
 class Session:
-    """A place to put questions: `await session.put(messages)`."""
+    """A place to put questions: `await session.put(messages)`. sandbox: whether the built-in APIs' data is made up."""
 
     model: Model
     strategy: Name
@@ -58,10 +58,12 @@ class Session:
     prompt: Prompt
     wishes: Wishes
     log: "Log"
+    sandbox: bool
+    approve: Approval
 
     @property
     def local(self) -> bool:
-        """Whether the model runs on this machine, where tokens cost nothing but time."""
+        """Whether the model is taken to run on this machine, where tokens cost nothing but time."""
         return is_local(self.endpoint)
 
     def price(self, usage: Usage) -> float | None:
@@ -70,9 +72,13 @@ class Session:
 
         return cost(self.model.name, usage, local=self.local)
 
+    def preamble(self) -> list[Message]:
+        """The prompt's messages, without the worked examples whose tools are not offered."""
+        return examples_with(self.prompt.messages, self.tools)
+
     def opening(self, question: str) -> list[Message]:
-        """The prompt's messages and the question. Worked examples with tools that are not offered are left out."""
-        return [*examples_with(self.prompt.messages, self.tools), {"role": "user", "content": question}]
+        """What a conversation begins with: the preamble and the question."""
+        return [*self.preamble(), {"role": "user", "content": question}]
 
     async def put(self, messages: list[Message], observers: Sequence[Observe]) -> Finished:
         """Run the loop on these messages, which grow; every event goes to the log and to the observers."""
@@ -89,7 +95,7 @@ class Session:
             partial(take_turn, self.strategy, self.model),
             messages,
             self.tools,
-            approve=partial(approve, self.wishes.approve),
+            approve=self.approve,
             observe=observe,
             limits=self.wishes.limits,
             price=self.price,
@@ -98,21 +104,31 @@ class Session:
 
 @asynccontextmanager
 async def open_session(endpoint: "Endpoint", wishes: Wishes, *, quiet: bool = False) -> AsyncIterator[Session]:
-    """Collect the tools, choose the strategy, open the log. quiet: no remarks on stderr."""
+    """Collect the tools, choose the strategy, open the log. quiet: no remarks on stderr but warnings.
+
+    Raises UserError for what cannot work (a prompt or tool that is not there, a broken price list), before anything is
+    asked or paid for.
+    """
     from openai import AsyncOpenAI
 
     from step2_tool_calling.log import Log
 
     remark: Callable[[str], None] = (lambda _: None) if quiet else say
     prompt = load_prompt(wishes.prompt)
+    strategy, reason = choose_strategy(wishes.strategy, endpoint, prompt)
+    _check_price(endpoint, wishes.limits)
     async with AsyncExitStack() as stack:
         # Two retries of the client's own: on connection errors, 408, 409, 429 and 5xx, with backoff and jitter.
         client = AsyncOpenAI(
             base_url=endpoint.base_url, api_key=endpoint.api_key, max_retries=2, timeout=wishes.timeout
         )
         stack.push_async_callback(client.close)
-        tools = await collect_tools(stack, wishes, remark)
-        strategy, reason = choose_strategy(wishes.strategy, endpoint)
+        if wishes.builtin and wishes.sandbox is None and not await live_apis_answer():
+            wishes = replace(wishes, sandbox=True)
+            say("  tools    sandbox data, not live  (the network does not answer; --live insists)")
+        elif wishes.builtin and wishes.sandbox:
+            remark("  tools    sandbox data, not live  (--sandbox)")
+        tools = await collect_tools(stack, wishes)
         remark(f"  strategy {strategy}  ({reason})")
         model = Model(
             client,
@@ -122,79 +138,102 @@ async def open_session(endpoint: "Endpoint", wishes: Wishes, *, quiet: bool = Fa
             call_threshold=choose_threshold(wishes.call_threshold, endpoint),
         )
         log = stack.enter_context(Log())
-        yield Session(model, strategy, endpoint, tools, prompt, wishes, log)
+        sandboxed = wishes.builtin and bool(wishes.sandbox)
+        yield Session(model, strategy, endpoint, tools, prompt, wishes, log, sandboxed, Approval(wishes.approve))
 
 
-async def collect_tools(stack: AsyncExitStack, wishes: Wishes, remark: Callable[[str], None]) -> list[Tool]:
-    """All tools that were asked for, connections and the sandbox kept open by `stack`.
+def _check_price(endpoint: "Endpoint", limits: Limits) -> None:
+    """Warn when --max-cost cannot be enforced. Raises UserError for a price list that is broken."""
+    if is_local(endpoint):
+        return
+    from step2_tool_calling.prices import find_price, load_prices
+
+    if find_price(endpoint.model, load_prices()) is None and limits.dollars != Limits().dollars:
+        say(f"  warning  no price is known for {endpoint.model}: --max-cost cannot be enforced", 11)
+
+
+async def collect_tools(stack: AsyncExitStack, wishes: Wishes) -> list[Tool]:
+    """All tools that were asked for, connections and the sandbox kept open by `stack`. wishes.sandbox None is live.
 
     Raises UserError for a name in `only` that no tool has, and when two tools share a name.
     """
-    from step2_tool_calling.http_client import HttpClient
-    from step2_tool_calling.tool import by_name
-
-    tools: list[Tool] = []
+    found: list[tuple[str, Sequence[Tool]]] = []  # tools, and what leaves them out
     if wishes.builtin:
-        tools += await _builtin(stack, wishes, remark)
+        found.append(("--no-builtin", await _builtin(stack, sandboxed=bool(wishes.sandbox))))
     for path in wishes.files:
         from step2_tool_calling.function_tools import load_file
 
-        tools += load_file(path)
+        found.append((f"no --tools {path}", load_file(path)))
     if wishes.openapi:
+        from step2_tool_calling.http_client import HttpClient
         from step2_tool_calling.openapi import load_openapi
 
         hosts = set(wishes.allow_hosts) or None
         client = await stack.enter_async_context(HttpClient(allow_hosts=hosts))
-        for source in wishes.openapi:
-            tools += await load_openapi(source, client)
+        found += [(f"no --openapi {source}", await load_openapi(source, client)) for source in wishes.openapi]
     for target in wishes.mcp:
         from step2_tool_calling.mcp_client import connect_mcp
 
-        tools += await stack.enter_async_context(connect_mcp(target))
-    known = by_name(tools)
+        found.append((f"no --mcp {target}", await stack.enter_async_context(connect_mcp(target))))
+    known: dict[str, tuple[Tool, str]] = {}
+    for without, tools in found:
+        for tool in tools:
+            if tool.name in known:
+                other, without_other = known[tool.name]
+                raise UserError(
+                    f"two tools are called {tool.name!r} ({other.source} and {tool.source}), and --only cannot tell "
+                    f"them apart: leave one source out ({without_other}, or {without})"
+                )
+            known[tool.name] = (tool, without)
     if unknown := [name for name in wishes.only if name not in known]:
         raise UserError(f"no tool called {unknown[0]!r}; there are {', '.join(known)}")
-    return [known[name] for name in wishes.only] if wishes.only else tools
+    return [known[name][0] for name in wishes.only or known]
 
 
-async def _builtin(stack: AsyncExitStack, wishes: Wishes, remark: Callable[[str], None]) -> list[Tool]:
+async def _builtin(stack: AsyncExitStack, *, sandboxed: bool) -> list[Tool]:
     """The built-in APIs, live or from the sandbox."""
     from step2_tool_calling.apis import Endpoints, builtin_tools
     from step2_tool_calling.http_client import HttpClient
-    from step2_tool_calling.sandbox import network_answers, sandbox
+    from step2_tool_calling.sandbox import sandbox
+
+    endpoints = stack.enter_context(sandbox()) if sandboxed else Endpoints()
+    guarded = HttpClient(allow_private=sandboxed, allow_hosts=endpoints.hosts())
+    return builtin_tools(await stack.enter_async_context(guarded), endpoints)
+
+
+async def live_apis_answer() -> bool:
+    """Whether the built-in APIs can be reached; takes two seconds at most."""
+    from step2_tool_calling.apis import Endpoints
+    from step2_tool_calling.http_client import HttpClient
+    from step2_tool_calling.sandbox import network_answers
 
     live = Endpoints()
-    client = await stack.enter_async_context(HttpClient(allow_hosts=live.hosts()))
-    use_sandbox = wishes.sandbox
-    if use_sandbox is None:
-        use_sandbox = not await network_answers(client, live)
-        if use_sandbox:
-            remark("  tools    sandbox data, not live  (the network does not answer; --live insists)")
-    elif use_sandbox:
-        remark("  tools    sandbox data, not live  (--sandbox)")
-    if not use_sandbox:
-        return builtin_tools(client, live)
-    endpoints = stack.enter_context(sandbox())
-    local = await stack.enter_async_context(HttpClient(allow_private=True, allow_hosts=endpoints.hosts()))
-    return builtin_tools(local, endpoints)
+    async with HttpClient(allow_hosts=live.hosts()) as client:
+        return await network_answers(client, live)
 
 
-def choose_strategy(wish: str, endpoint: "Endpoint") -> tuple[Name, str]:
+def choose_strategy(wish: str, endpoint: "Endpoint", prompt: Prompt) -> tuple[Name, str]:
     """The strategy and why.
 
-    auto: an endpoint on this machine serves a small open model and understands strict tools and logprobs (the embedded
-    engine and vLLM do), so the form of calls is forced. A remote one is taken to be trained for tools.
+    auto: the embedded engine serves a small model that was never taught to call tools, so there the form of calls is
+    forced. Every other endpoint, on this machine too, is taken to know tools: `constrained` decides by the probability
+    of the tokens that begin "<tool_call>", and a model whose template writes calls in another form has none on those.
+    A prompt that writes the tools itself needs `text`, which alone fills them in.
+    Raises UserError for a strategy that does not exist, or that such a prompt cannot be used with.
     """
-    for name in get_args(Name):
+    names: tuple[Name, ...] = get_args(Name)
+    if wish not in ("auto", *names):
+        raise UserError(f"--strategy {wish!r}: use auto, native, constrained or text")
+    if writes_tools(prompt.messages):
+        if wish not in ("auto", "text"):
+            raise UserError(f"--prompt {prompt.name} writes the tools itself ({PLACEHOLDER}): use --strategy text")
+        return "text", "--strategy" if wish == "text" else f"auto: the prompt {prompt.name} writes the tools itself"
+    for name in names:
         if wish == name:
             return name, "--strategy"
-    if wish != "auto":
-        raise UserError(f"--strategy {wish!r}: use auto, native, constrained or text")
     if endpoint.engine is not None:
         return "constrained", "auto: the embedded engine can hold a small model to the tools' schemas"
-    if is_local(endpoint):
-        return "constrained", "auto: a server on this machine; --strategy native if it has no logprobs or strict tools"
-    return "native", "auto: a hosted endpoint is taken to know tools; --strategy text if it does not"
+    return "native", "auto: an endpoint is taken to know tools; --strategy text if it does not"
 
 
 def choose_threshold(wish: float | None, endpoint: "Endpoint") -> float:
@@ -208,25 +247,10 @@ def choose_threshold(wish: float | None, endpoint: "Endpoint") -> float:
     return 0.0 if endpoint.engine is not None else 0.5
 
 
-async def approve(policy: Policy, tool: Tool, arguments: dict[str, Any]) -> bool:
-    """Ask the person at the terminal whether a call may run. Nobody there means no."""
-    if policy == "never" or (policy == "unsafe" and not tool.unsafe):
-        return True
-    import asyncio
-    import json
-    import sys
-
-    from step2_tool_calling.trace import printable
-
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return False
-    text = printable(json.dumps(arguments, ensure_ascii=False))
-    print(f"allow {tool.name}({text})? [y/N] ", end="", file=sys.stderr, flush=True)
-    reply = await asyncio.to_thread(sys.stdin.readline)
-    return reply.strip().lower() in ("y", "yes")
-
-
 def is_local(endpoint: "Endpoint") -> bool:
-    """Whether the endpoint is the embedded engine or a server on this machine."""
+    """Whether the endpoint is the embedded engine or a server on this machine, which costs nothing.
+
+    A proxy on this machine that passes requests on to a hosted model counts as local, too: what it costs is not known.
+    """
     host = urlsplit(endpoint.base_url).hostname or ""
     return endpoint.engine is not None or host in ("localhost", "::1") or host.startswith("127.")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from step2_tool_calling.conversation import Call, Message
+from step2_tool_calling.conversation import Call, Message, too_deep
 from step2_tool_calling.tool import Tool
 
 PLACEHOLDER = "{tools}"
@@ -91,14 +91,18 @@ def _call(value: Any, known: set[str]) -> tuple[str, str] | None:
 
 
 def _json_values(text: str) -> Iterator[tuple[int, int, Any]]:
-    """Every JSON object or array in the text, outermost ones only, with where it begins and ends."""
+    """Every JSON object or array in the text, outermost ones only, with where it begins and ends.
+
+    Those nested too deep for a call are passed over whole.
+    """
     decoder = json.JSONDecoder()
     position = 0
     while (match := re.compile(r"[{\[]").search(text, position)) is not None:
         try:
             value, end = decoder.raw_decode(text, match.start())
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # not JSON, or JSON with a number of 5,000 digits
             position = match.start() + 1
             continue
-        yield match.start(), end, value
+        if not too_deep(value):
+            yield match.start(), end, value
         position = end

@@ -59,7 +59,10 @@ class Tool:
 
     def problem(self, arguments: Mapping[str, Any]) -> str | None:
         """Say what is wrong with these arguments in one sentence for the model, or None when they are valid."""
-        errors = sorted(self._validator.iter_errors(dict(arguments)), key=lambda error: list(map(str, error.path)))
+        try:
+            errors = sorted(self._validator.iter_errors(dict(arguments)), key=lambda error: list(map(str, error.path)))
+        except (ArithmeticError, ValueError) as reason:  # `multipleOf: 0.5` divides: 10**400 is no float, NaN no int
+            return f"invalid arguments for {self.name}: they cannot be checked ({reason})"
         if not errors:
             return None
         texts = []

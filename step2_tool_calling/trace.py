@@ -28,6 +28,8 @@ from step2_tool_calling.conversation import (
     TurnDone,
     Usage,
 )
+from step2_tool_calling.foreign_text import one_line
+from step2_tool_calling.foreign_text import printable as printable  # chat.py and others import it from here
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,22 +38,10 @@ if TYPE_CHECKING:
 
 WIDTH = 80  # columns, or the terminal's if it has fewer
 
-# C0 controls become their pictures (␛ for escape), so that one sees what was there. A carriage return goes: it is half
-# of a Windows line end, or it overwrites a line. DEL, C1 controls (0x9b is an escape sequence of its own), half
-# surrogate pairs and the marks that turn text around ("Trojan Source", CVE-2021-42574) become �.
-_PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t\r"}
-_FORBIDDEN = [*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000)]
-_VISIBLE: dict[int, int | None] = {**_PICTURES, **dict.fromkeys(_FORBIDDEN, 0xFFFD), 0x0D: None}
-
-
-def printable(text: str) -> str:
-    """Return the text without anything a terminal would obey; line ends and tabs stay. Works piece by piece too."""
-    return text.translate(_VISIBLE)
-
 
 def _one_line(text: str) -> str:
     """The beginning of a text, in one line; far more of it than a line shows, far less than a tool may return."""
-    return " ".join(printable(text[: 20 * WIDTH]).split())
+    return one_line(text, 20 * WIDTH)
 
 
 def _call_text(call: Call) -> str:
@@ -87,17 +77,16 @@ def _footer(ending: str | None, steps: int, calls: int, usage: Usage, seconds: f
 
 
 class Trace:
-    """An observer of the loop that tells a person about it. quiet: the answer only.
+    """An observer of the loop that tells a person about it.
 
     On a terminal the model's text appears as it streams. When it turns out to have come before calls, and so not to be
     the answer, it is taken back and shown dim. Where stdout is a file or a pipe nothing can be taken back: the answer
     is written when it is complete. The error of a conversation that failed is left to whoever catches it.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self) -> None:
         self._out = console(stderr=True)
         self._width = min(WIDTH, self._out.width)
-        self._quiet = quiet
         # Both, because what is written to one is erased through the other.
         self._live = self._out.is_terminal and not self._out.is_dumb_terminal and sys.stdout.isatty()
         self._status = ""  # the transient last line, if there is one
@@ -181,8 +170,6 @@ class Trace:
         """Print one line of (text, style) parts, cut to the width, or wrapped to it when `whole`."""
         from rich.text import Text
 
-        if self._quiet:
-            return
         line = Text.assemble(*parts)
         if whole:
             self._out.print(line, width=self._width)
@@ -192,7 +179,7 @@ class Trace:
 
     def _show_status(self, text: str) -> None:
         """Show a last line that the next event removes; only where it can be removed."""
-        if self._live and not self._quiet:
+        if self._live:
             from rich.text import Text
 
             line = Text(text, style="dim")

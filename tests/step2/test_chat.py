@@ -3,12 +3,17 @@
 python -m pytest tests/step2/test_chat.py
 """
 
+import asyncio
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_endpoint import FakeEndpoint, call, hang, refuse, say
+
+from step2_tool_calling.chat import Chat
+from step2_tool_calling.conversation import Finished, Usage
 
 OSLO, LISBON = ("get_weather", {"city": "Oslo"}), ("get_weather", {"city": "Lisbon"})
 
@@ -52,11 +57,62 @@ def test_undo_takes_back_the_question_and_all_that_followed(chat: Any, endpoint:
     assert "there is no question to take back" in done.err
 
 
+def test_examples_with_tools_that_are_not_offered_are_left_out(chat: Any, endpoint: Any) -> None:
+    fake = endpoint([say("Hello."), say("Bye.")])
+    done = chat("Hi", "/undo", "/undo", "Bye", options=("--prompt", "assistant"))
+    assert said(fake, 0) == [("user", "Hi")]  # the prompt's examples call calculate and convert_currency
+    assert said(fake, 1) == [("user", "Bye")]
+    assert done.err.count("taken back") == 1
+
+
+def test_undo_leaves_the_examples(chat: Any, endpoint: Any) -> None:
+    example = '<tool_call>{"name": "get_weather", "arguments": {"city": "Rome"}}</tool_call>'
+    text = f"# system\nHelp.\n# user\nRome?\n# assistant\n{example}\n# tool\n20\n# assistant\n20 °C.\n"
+    Path("mine.md").write_text(f"---\nversion: 1\n---\n{text}")
+    fake = endpoint([say("Hello."), say("Bye.")])
+    done = chat("Hi", "/undo", "/undo", "Bye", options=("--prompt", "mine.md"))
+    assert [role for role, _ in said(fake, 1)] == ["user", "assistant", "tool", "assistant", "user"]
+    assert done.err.count("taken back") == 1
+
+
 def test_cost_counts_all_questions(chat: Any, endpoint: Any) -> None:
     endpoint([call(OSLO), say("4.5 °C."), say("No.")])
     done = chat("/cost", "How cold is Oslo?", "Is that warm?", "/cost")
     assert "0 requests, 0 tokens (0 cached), local" in done.err
     assert "3 requests, 330 tokens (0 cached), local" in done.err
+
+
+def test_cost_counts_questions_that_failed(chat: Any, endpoint: Any) -> None:
+    endpoint([call(OSLO), refuse(400), say("Bye.")])
+    done = chat("How cold is Oslo?", "/cost", "Bye", "/cost")
+    assert "1 requests, 110 tokens (0 cached), local" in done.err
+    assert "2 requests, 220 tokens (0 cached), local" in done.err
+
+
+def test_cost_counts_questions_that_were_stopped() -> None:
+    """A question is one conversation of the loop, which tells how it ended, also when that was Ctrl-C."""
+    finished = Finished("", "cancelled", Usage(100, 0, 10, 1), 1.0, 0.0)
+
+    class Stopped:
+        def preamble(self) -> list[Any]:
+            return []
+
+        async def put(self, _: list[Any], observers: list[Any]) -> None:
+            for observe in observers:
+                observe(finished)
+            raise asyncio.CancelledError
+
+    chat = Chat(Stopped(), [])  # type: ignore[arg-type]
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(chat.question("Hi"))
+    assert (chat.used, chat.messages) == (finished.usage, [])
+    assert chat.idle.is_set()
+
+
+def test_cost_without_a_price(chat: Any, endpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("step2_tool_calling.session.is_local", lambda _: False)
+    endpoint([say("Hello.")])
+    assert "1 requests, 110 tokens (0 cached), price unknown" in chat("Hi", "/cost").err
 
 
 def test_commands(chat: Any, endpoint: Any) -> None:

@@ -36,7 +36,7 @@ def test_parallel_calls_end_in_an_answer_with_their_figures(ask: Any, endpoint: 
     assert conversation.usage.total == 220
 
 
-@pytest.mark.parametrize("text", ['{"city": "Oslo"', "[1, 2]", "Oslo"])
+@pytest.mark.parametrize("text", ['{"city": "Oslo"', "[1, 2]", "Oslo", '{"city": ' + "9" * 5000 + "}"])
 def test_arguments_that_are_no_json_object_go_back_with_the_reason(ask: Any, endpoint: Any, text: str) -> None:
     fake = endpoint([call(("get_weather", text)), call(OSLO), say("4.5 °C.")])
     done = ask()
@@ -98,6 +98,13 @@ def test_limits_are_errors_that_say_which(ask: Any, endpoint: Any, options: list
     done = ask(*options)
     assert done.code == 1
     assert f"error: stopped by the {words}" in done.err
+
+
+def test_an_answer_at_the_last_step_is_an_answer(ask: Any, endpoint: Any, logged: Any) -> None:
+    endpoint([call(OSLO), say("4.5 °C.")])
+    done = ask("--max-steps", 2)
+    assert (done.code, done.out) == (0, "4.5 °C.\n")
+    assert logged().ending == "answer"
 
 
 def test_an_empty_answer_is_an_answer(ask: Any, endpoint: Any, logged: Any) -> None:
@@ -240,21 +247,27 @@ def test_no_finish_reason_twice_is_an_error(ask: Any, endpoint: Any) -> None:
     assert "the stream ended without a finish reason" in done.err
 
 
-@pytest.mark.parametrize(
-    "odd",
-    [
-        "{}",
-        '{"choices": null}',
-        '{"choices": [{"index": 0, "delta": null}]}',
-        '{"choices": [{"index": 0, "delta": {"content": null, "tool_calls": null}}]}',
-        '{"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "function": null}]}}]}',
-    ],
-)
-def test_odd_chunks_are_passed_over_or_refused(ask: Any, endpoint: Any, odd: str) -> None:
-    endpoint([raw(odd, chunk({"content": "Yes."}), chunk({}, "stop"), DONE)])
+ODD = [
+    "{}",
+    '{"choices": null}',
+    '{"choices": [{"index": 0, "delta": null}]}',
+    '{"choices": [{"index": 0, "delta": {"content": null, "tool_calls": null}}]}',
+]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_chunks_are_passed_over(ask: Any, endpoint: Any, odd: str) -> None:
+    fake = endpoint([raw(odd, chunk({"content": "Yes."}), chunk({}, "stop"), DONE)])
     done = ask()
-    assert done.code in (0, 1)
-    assert "Yes." in done.out or "error: " in done.err
+    assert (done.code, done.out, len(fake.requests)) == (0, "Yes.\n", 1)
+
+
+def test_a_call_without_a_name_is_an_unknown_tool(ask: Any, endpoint: Any) -> None:
+    nameless = '{"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "function": null}]}}]}'
+    fake = endpoint([raw(nameless, chunk({}, "tool_calls"), DONE), say("Yes.")])
+    done = ask()
+    assert (done.code, done.out) == (0, "Yes.\n")
+    assert "there is no tool ''; the tools are: get_weather" in fake.results()[0]
 
 
 @pytest.mark.parametrize("odd", ['"text"', "[]", "7", '{"choices": 7}', '{"choices": ["a"]}'])

@@ -14,7 +14,7 @@ from fake_endpoint import MODEL, FakeEndpoint, call, decide, fake_endpoint, refu
 
 from shared.bfcl import Item, make_item
 from shared.errors import UserError
-from step2_tool_calling.conversation import Usage
+from step2_tool_calling.conversation import Turn, Usage
 from step2_tool_calling.evaluate import (
     Outcome,
     answer_item,
@@ -153,6 +153,49 @@ def test_ctrl_c_leaves_a_file_that_the_next_run_continues(tmp_path: Path) -> Non
     assert len(answer.asked) == 6 - done
 
 
+def refusing(*which: int) -> Any:
+    """An endpoint that refuses these of ITEMS, each time."""
+
+    async def answer(of: Item) -> Outcome:
+        await asyncio.sleep(0)
+        if of in [ITEMS[number] for number in which]:
+            return replace(outcome(of), error="the endpoint refuses the request (400): too long")
+        return outcome(of, RIGHT)
+
+    return answer
+
+
+@pytest.mark.parametrize("which", [(4,), (0, 1), (1, 2, 3, 4, 5)])
+def test_an_item_that_the_endpoint_refuses_is_wrong_and_not_asked_again(tmp_path: Path, which: tuple[int, ...]) -> None:
+    path, again = tmp_path / "run.jsonl", Counting()
+    made = measure(ITEMS, refusing(*which), path)
+    assert [one.id for one in made if one.error] == [ITEMS[number].id for number in which]
+    assert measure(ITEMS, again, path) == made
+    assert again.asked == []
+    irrelevant = item(0, "irrelevance")  # where saying nothing is right
+    assert verdict(irrelevant, replace(outcome(irrelevant), error="too long")).kind == "refused"  # type: ignore[comparison-overlap]
+    value = row("a", ITEMS, made, None)["metrics"]
+    assert (value["refused"]["value"], value["no call"]["value"]) == (len(which), 0)
+    assert describe(ITEMS[which[0]], made[which[0]])[1] == "the endpoint refuses the request (400): too long"
+
+
+def test_an_endpoint_that_refuses_the_first_three_is_the_problem(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    with pytest.raises(UserError, match="refuses the request \\(400\\)"):
+        measure(ITEMS, refusing(0, 1, 2, 3, 4, 5), path)
+    assert read_outcomes(path) == {}
+    assert [bool(one.error) for one in measure(ITEMS, refusing(0, 3), path)] == [True, False, False, True, False, False]
+
+
+def test_a_run_of_an_older_version_is_read(tmp_path: Path) -> None:
+    """The lines that were written before `error` was there."""
+    path = tmp_path / "run.jsonl"
+    old = {key: value for key, value in asdict(outcome(ITEMS[0], RIGHT)).items() if key != "error"}
+    path.write_text(json.dumps(HEADER) + "\n" + json.dumps(old) + "\n")
+    assert read_outcomes(path) == {ITEMS[0].id: outcome(ITEMS[0], RIGHT)}
+    assert len(measure(ITEMS, Counting(), path)) == 6
+
+
 # -- asking ------------------------------------------------------------------------------------------------------------
 
 
@@ -187,6 +230,25 @@ def test_constrained_calls_whatever_the_probability_and_keeps_it() -> None:
     assert verdict(ITEMS[0], at_threshold(kept, 0.5)).kind == "no call"
     assert at_threshold(kept, 0.005) is kept
     assert kept.usage.requests == 2
+
+
+def test_seconds_are_those_of_both_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def slow(*_: Any) -> tuple[float, Turn]:
+        return 0.5, Turn("", usage=Usage(100, 0, 1, 1), seconds=1000.0)
+
+    monkeypatch.setattr("step2_tool_calling.evaluate.call_probability", slow)
+    kept, _ = ask([call(RIGHT)], "constrained")
+    assert 1000 < kept.seconds < 1100
+
+
+def test_a_refused_request_is_an_outcome_and_a_failing_endpoint_is_not() -> None:
+    kept, _ = ask([refuse(400, "context length exceeded")], "native")
+    assert kept.error == "the endpoint refuses the request (400): context length exceeded"
+    kept, _ = ask([decide(0.3), refuse(422)], "constrained")
+    assert (kept.error != "", kept.calls, kept.usage.requests) == (True, [], 1)
+    for status in (401, 404, 500):
+        with pytest.raises(UserError):
+            ask([refuse(status)], "native")
 
 
 def test_an_items_system_message_joins_the_prompts() -> None:
@@ -263,6 +325,8 @@ def test_calibration_finds_the_threshold_that_separates() -> None:
     assert found.balanced_accuracy == pytest.approx(7 / 8)
     assert found.auroc == pytest.approx(15 / 16)
     assert found.n == 8
+    refused = replace(outcome(needed[0]), error="too long")
+    assert calibrate([*needed, *other, needed[0]], [*made, refused]) == found
     limited = thresholded(made, 0.3)
     assert [bool(one.calls) for one in limited] == [True, True, True, False, False, False, False, False]
 
@@ -281,8 +345,8 @@ def test_comparison_pairs_items_by_id() -> None:
     assert found.difference == pytest.approx(40)
     assert found.ci95[0] <= 40 <= found.ci95[1]
     assert (found.fixed, found.broken) == ([one.id for one in ITEMS[2:5]], [ITEMS[0].id])
-    assert (found.mcnemar.only_a, found.mcnemar.only_b) == (3, 1)  # run b comes first in the test
-    assert found.mcnemar.p == pytest.approx(0.625)
+    assert (found.only_a_right, found.only_b_right) == (1, 3)
+    assert found.p == pytest.approx(0.625)
     with pytest.raises(UserError, match="no item in common"):
         compare(ITEMS, a, {})
 
@@ -337,21 +401,41 @@ def test_eval_writes_rows_that_compare_and_calibrate_read(step2: Any, endpoint: 
     assert "B - A: +66.7 points" in compared.out
     assert "only B right 4, only A right 0, exact p = 0.12" in " ".join(compared.out.split())
     assert "fixed: simple_python_1  Is it cold in Oslo?" in compared.out
-    assert json.loads(step2("compare", constrained, native, "--json").out)["n"] == 6
+    document = json.loads(step2("compare", constrained, native, "--json").out)
+    assert (document["n"], document["only_a_right"], document["only_b_right"]) == (6, 0, 4)
 
 
 def test_eval_says_what_it_does_not_know(step2: Any, endpoint: Any, bfcl: None) -> None:
-    endpoint([])
+    fake = endpoint([])
     for options, words in [
         (["-s", "magic"], "--strategy 'magic': use native, constrained, text"),
         (["--categories", "java"], "--categories 'java': use simple_python"),
         (["--prompts", "nonsense", "--limit", 1, "--categories", "parallel"], "no prompt 'nonsense'"),
+        (["--prompts", "plain,nonsense"], "no prompt 'nonsense'"),  # before the first one is measured
+        (["--categories", ","], "--categories ',' names nothing: use simple_python"),
+        (["-s", ""], "--strategy '' names nothing: use native"),
+        (["--prompts", " , "], "--prompts ' , ' names nothing"),
     ]:
         done = step2("eval", *options)
         assert done.code == 2
         assert words in done.err
+        assert fake.requests == []
     done = step2("compare", "a.jsonl", "b.jsonl")
     assert (done.code, done.err) == (2, "error: a.jsonl: no such run; `eval` writes them\n")
+    done = step2("compare", ".", "b.jsonl")
+    assert (done.code, done.err) == (2, "error: . cannot be read: Is a directory\n")
+
+
+@pytest.mark.parametrize("text", [b"thesis", b"chapter 1\nchapter 2", b'{"label": "x"}\n{"id": "a", "cat'])
+def test_reading_a_file_never_changes_it(step2: Any, endpoint: Any, tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "thesis.txt"
+    path.write_bytes(text)
+    for command in (["compare", path, path], ["calibrate", path]):
+        assert step2(*command).code == 2
+        assert path.read_bytes() == text
+    with pytest.raises(UserError, match="is not a file of `eval`|holds another measurement"):
+        measure(ITEMS, Counting(), path)
+    assert path.read_bytes() == text
 
 
 def test_a_failing_endpoint_ends_eval_with_one_sentence(step2: Any, endpoint: Any, bfcl: None) -> None:

@@ -3,7 +3,9 @@
 import asyncio
 import datetime
 import enum
+import functools
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, Optional, Union
@@ -242,17 +244,62 @@ def test_sync_functions_run_in_a_thread_async_ones_in_the_loop() -> None:
     assert run(from_function(in_loop)) == threading.main_thread().name
 
 
+def test_a_hung_function_keeps_neither_the_loop_nor_the_program() -> None:
+    release = threading.Event()
+    ended: list[BaseException] = []
+
+    def hangs() -> str:
+        release.wait(20)
+        return "too late"
+
+    async def with_timeout() -> None:
+        async with asyncio.timeout(0.05):
+            await from_function(hangs).run({})
+
+    begun = time.perf_counter()
+    with pytest.raises(TimeoutError):
+        asyncio.run(with_timeout())  # would wait for threads of its own pool
+    assert time.perf_counter() - begun < 5
+    (thread,) = [one for one in threading.enumerate() if one.name == "hangs"]
+    assert thread.daemon  # the interpreter waits for all others
+
+    threading.excepthook, before = lambda args: ended.append(args.exc_value), threading.excepthook
+    release.set()
+    thread.join(5)
+    threading.excepthook = before
+    assert (thread.is_alive(), ended) == (False, [])  # a result that nobody waits for is dropped in silence
+
+
+def test_a_wrapped_async_function_is_awaited() -> None:
+    async def fetch(city: str) -> str:
+        await asyncio.sleep(0)
+        return f"{city}: 4.5"
+
+    @functools.wraps(fetch)
+    def plain(*arguments: Any, **named: Any) -> Any:
+        return fetch(*arguments, **named)
+
+    plain.__annotations__ = fetch.__annotations__
+    assert run(from_function(plain), city="Oslo") == "Oslo: 4.5"
+
+
 def test_exceptions_become_tool_errors() -> None:
     def fails(kind: str) -> str:
         if kind == "tool":
             raise ToolError("try another city")
-        raise KeyError(kind)
+        if kind == "exit":
+            raise SystemExit(3)
+        raise StopIteration if kind == "stop" else KeyError(kind)
 
     tool = from_function(fails)
     with pytest.raises(ToolError, match="^try another city$"):
         run(tool, kind="tool")
     with pytest.raises(ToolError, match="^fails failed: KeyError: 'x'$"):
         run(tool, kind="x")
+    with pytest.raises(ToolError, match="^fails failed: SystemExit: 3$"):
+        run(tool, kind="exit")
+    with pytest.raises(ToolError, match="^fails failed: "):  # a future cannot hold this one
+        run(tool, kind="stop")
 
 
 def test_unsafe_marks() -> None:
@@ -284,6 +331,8 @@ def unknown(a: "Missing") -> None: ...  # type: ignore[name-defined]  # noqa: F8
         (strange, "strange: parameter a has no JSON Schema"),
         (unknown, "unknown: cannot read its annotations .*'Missing'"),
         (lambda: 1, "tool name '<lambda>'"),
+        (int, "int does not tell its parameters; wrap it in a function"),
+        (max, "max does not tell its parameters"),
     ],
 )
 def test_signatures_without_a_schema(function: Any, message: str) -> None:
@@ -315,7 +364,9 @@ def test_all_and_tools_choose(tmp_path: Path) -> None:
     for i, (extra, names) in enumerate(chosen.items()):
         path = tmp_path / f"file{i}.py"
         path.write_text(body + extra)
-        assert [tool.name for tool in load_file(path)] == names
+        tools = load_file(path)
+        assert [tool.name for tool in tools] == names
+        assert {tool.source for tool in tools} == {str(path)}  # "built-in" would have serve-mcp vouch for them
 
 
 @pytest.mark.parametrize(
@@ -327,6 +378,8 @@ def test_all_and_tools_choose(tmp_path: Path) -> None:
         ("raise SystemExit(3)\n", "line 1: SystemExit: 3"),
         ("from math import sqrt\n_x = 1\n", "defines no public function"),
         ("TOOLS = 3\n", "TOOLS must be a list"),
+        ("TOOLS = [int]\n", "int does not tell its parameters"),
+        ("__all__ = 3\ndef f() -> int: return 1\n", "__all__ must be a list of names"),
         ("def f(x): ...\n", "f: parameter x has no type"),
     ],
 )

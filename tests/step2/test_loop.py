@@ -5,6 +5,7 @@ python -m pytest tests/step2/test_loop.py
 
 import asyncio
 import contextlib
+import json
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -27,7 +28,7 @@ from step2_tool_calling.conversation import (
     TurnDone,
     Usage,
 )
-from step2_tool_calling.loop import RESULT_CHARACTERS, Limits, as_data, run
+from step2_tool_calling.loop import Limits, run
 from step2_tool_calling.tool import Tool, ToolError
 
 QUESTION: list[Message] = [{"role": "user", "content": "Which city is warmer?"}]
@@ -259,12 +260,69 @@ def test_wrong_arguments_in_a_second_turn_take_the_tool_away() -> None:
     assert seen.offered == [["weather", "other"], ["weather", "other"], ["other"]]
 
 
+@pytest.mark.parametrize("text", ['{"city": ' + "9" * 5000 + "}", '{"a":' * 3000 + "1" + "}" * 3000])
+def test_arguments_that_python_refuses_to_read_are_invalid(text: str) -> None:
+    seen = conversation([turn(("weather", text)), turn(text="?")], [WEATHER])
+    assert seen.outputs() == ["the arguments of weather are not a JSON object"]
+
+
+def nested(levels: int) -> str:
+    return '{"city": ' * levels + "{}" + "}" * levels
+
+
+def test_arguments_that_only_json_reads_are_invalid_too() -> None:
+    """Near 900 levels json.loads still takes them, and what comes next (jsonschema, repr) ends in a RecursionError."""
+    for levels in range(600, 1000, 2):
+        seen = conversation([turn(("weather", nested(levels))), turn(text="?")], [WEATHER])
+        assert seen.outputs() == ["the arguments of weather are not a JSON object"]
+    anything = {"type": "object"}
+    for levels, status in [(99, "ok"), (100, "invalid")]:
+        deep = turn(("weather", nested(levels)))
+        assert conversation([deep, turn(text="?")], [tool("weather", weather, parameters=anything)]).done() == [
+            ("weather", status)
+        ]
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "NaN", "Infinity"])
+def test_numbers_that_cannot_be_divided_are_invalid(number: str) -> None:
+    halves = {"type": "object", "properties": {"x": {"multipleOf": 0.5}}}
+    seen = conversation([turn(("f", f'{{"x": {number}}}')), turn(text="?")], [tool("f", weather, parameters=halves)])
+    assert seen.done() == [("f", "invalid")]
+    assert "invalid arguments for f: they cannot be checked" in seen.outputs()[0]
+
+
+def test_half_a_surrogate_pair_does_not_end_the_conversation() -> None:
+    """JSON's backslash-u can write one; the next request could not be encoded."""
+
+    async def work(_: dict[str, Any]) -> str:
+        return "cut \ud83d, whole \ud83d\ude00"
+
+    seen = conversation([turn(OSLO), turn(text="?")], [tool("weather", work)])
+    assert seen.outputs() == ["cut �, whole 😀"]
+    json.dumps(seen.messages, ensure_ascii=False).encode()
+
+
 def test_a_call_in_the_last_turn_is_left_out() -> None:
     seen = conversation([turn(OSLO), turn(LISBON, text="4.5 in Oslo.")], [WEATHER], limits=Limits(steps=2))
     assert seen.offered == [["weather"], []]
     assert seen.finished is not None
     assert (seen.finished.answer, seen.finished.ending) == ("4.5 in Oslo.", "step limit")
     assert "tool_calls" not in seen.messages[-1]
+
+
+def test_an_answer_in_the_last_turn_is_an_answer() -> None:
+    seen = conversation([turn(OSLO), turn(text="4.5 in Oslo.")], [WEATHER], limits=Limits(steps=2))
+    assert seen.offered == [["weather"], []]
+    assert seen.finished is not None
+    assert (seen.finished.answer, seen.finished.ending) == ("4.5 in Oslo.", "answer")
+
+
+def test_with_one_step_no_tool_is_offered() -> None:
+    for said, ending in [(turn(text="Hi."), "answer"), (turn(OSLO, text="Hi."), "step limit")]:
+        seen = conversation([said], [WEATHER], limits=Limits(steps=1))
+        assert seen.offered == [[]]
+        assert seen.finished is not None
+        assert (seen.finished.answer, seen.finished.ending, seen.done()) == ("Hi.", ending, [])
 
 
 # -- limits ------------------------------------------------------------------------------------------------------------
@@ -362,58 +420,6 @@ def test_text_is_passed_on_as_it_comes() -> None:
 
     asyncio.run(run(ask, list(QUESTION), [], approve=allow, observe=events.append))
     assert events[:2] == [TextDelta("4.5 "), TextDelta("°C")]
-
-
-# -- tool output is data -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "token",
-    [
-        "<|im_start|>",
-        "<|im_end|>",
-        "<|eot_id|>",
-        "<|start_header_id|>",
-        "<|endoftext|>",
-        "<tool_response>",
-        "</tool_response>",
-        "<tool_call>",
-        "</tools>",
-        "[INST]",
-        "[/INST]",
-        "[TOOL_RESULTS]",
-        "<<SYS>>",
-        "<start_of_turn>",
-        "<end_of_turn>",
-        "<s>",
-        "</s>",
-        "<｜User｜>",
-    ],
-)
-def test_what_opens_a_turn_in_some_template_is_broken_up(token: str) -> None:
-    text = as_data(f"a{token}b<{token}>c")
-    assert token not in text
-    assert text.replace("\u200b", "") == f"a{token}b<{token}>c"  # nothing else changed
-
-
-@pytest.mark.parametrize("text", ["a < b", "<b>bold</b>", "x[0]", "<https://example.org>", '{"a": [1, 2]}'])
-def test_ordinary_text_stays_as_it_is(text: str) -> None:
-    assert as_data(text) == text
-
-
-@given(st.text(alphabet="<>|/[]_im_starttool_callINS ", max_size=60))
-def test_no_mixture_builds_a_token(text: str) -> None:
-    cleaned = as_data(text)
-    assert not any(token in cleaned for token in ("<|im_start|>", "<tool_call>", "</tool_call>", "[INST]", "[/INST]"))
-    assert as_data(cleaned) == cleaned
-
-
-def test_long_results_are_cut_and_say_so() -> None:
-    text = as_data("x" * (RESULT_CHARACTERS + 1))
-    assert len(text) <= RESULT_CHARACTERS
-    assert text.endswith("… (51 more characters left out)")
-    assert as_data(text) == text
-    assert as_data("x" * RESULT_CHARACTERS) == "x" * RESULT_CHARACTERS
 
 
 # -- whatever the model says -------------------------------------------------------------------------------------------

@@ -7,35 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from openapi_documents import call, document, load, port_of, schema_of, written
 from recording_server import Server, loopback
 
 from shared.errors import UserError
 from step2_tool_calling.http_client import HttpClient
 from step2_tool_calling.openapi import load_openapi
 from step2_tool_calling.openapi_request import variable_of
-from step2_tool_calling.tool import Tool, ToolError
+from step2_tool_calling.tool import ToolError
 
 PETSTORE = (Path(__file__).parent / "data" / "petstore.yaml").read_text()
-
-
-def load(source: str | Path) -> dict[str, Tool]:
-    async def read() -> list[Tool]:
-        async with HttpClient(allow_private=True) as client:
-            return await load_openapi(str(source), client)
-
-    return {tool.name: tool for tool in asyncio.run(read())}
-
-
-def call(source: str | Path, name: str, /, **arguments: Any) -> Any:
-    """Load, validate and run as a session does: everything in one event loop."""
-
-    async def ask() -> Any:
-        async with HttpClient(allow_private=True, timeout=2, retries=0) as client:
-            tool = next(tool for tool in await load_openapi(str(source), client) if tool.name == name)
-            assert tool.problem(arguments) is None, tool.problem(arguments)
-            return await tool.run(arguments)
-
-    return asyncio.run(ask())
 
 
 @pytest.fixture
@@ -48,12 +29,12 @@ def server() -> Iterator[Server]:
 def petstore(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The Petstore's document in a file, its server the loopback one, its key in the environment."""
     path = tmp_path / "petstore.yaml"
-    path.write_text(PETSTORE.replace('default: "80"', f'default: "{server.url.rpartition(":")[2]}"'))
-    monkeypatch.setenv(variable_of("127.0.0.1", "api_key"), "sesame-4711")
+    path.write_text(PETSTORE.replace('default: "80"', f'default: "{port_of(server)}"'))
+    monkeypatch.setenv(variable_of("127.0.0.1", "api_key", port_of(server)), "sesame-4711")
     return path
 
 
-def test_operations_become_tools(petstore: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_operations_become_tools(petstore: Path, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     tools = load(petstore)
     assert {name: tool.unsafe for name, tool in tools.items()} == {
         "listPets": False,
@@ -70,7 +51,8 @@ def test_operations_become_tools(petstore: Path, capsys: pytest.CaptureFixture[s
     assert "skipped POST /pets/{petId}/photo: its body is multipart/form-data, not JSON" in remarks
     assert "skipped GET /basket: it needs the cookie session" in remarks
     # The key in the header is there, the one in the query is not.
-    assert "1 operation will fail without a key; set OPENAPI_127_0_0_1___KEY_IN_QUERY_TOKEN" in remarks
+    variable = f"OPENAPI_127_0_0_1___{port_of(server)}___KEY_IN_QUERY_TOKEN"
+    assert f"1 operation will fail without a key; set {variable}" in remarks
     assert "API_KEY_TOKEN" not in remarks
 
 
@@ -167,11 +149,12 @@ def test_answers(petstore: Path, server: Server) -> None:
 
 
 def test_keys_stay_secret(petstore: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ToolError, match="set OPENAPI_127_0_0_1___KEY_IN_QUERY_TOKEN in the environment"):
+    variable = variable_of("127.0.0.1", "key_in_query", port_of(server))
+    with pytest.raises(ToolError, match=f"set {variable} in the environment"):
         call(petstore, "pets_rename_2", petId="1")
     assert server.requests == []
 
-    monkeypatch.setenv("OPENAPI_127_0_0_1___KEY_IN_QUERY_TOKEN", "pass word/1")
+    monkeypatch.setenv(variable, "pass word/1")
     server.body = '{"you sent": "/pets/1?key=pass+word%2F1", "decoded": "pass word/1"}'
     assert "word" not in json.dumps(call(petstore, "pets_rename_2", petId="1"))
     assert server.requests[0]["path"] == "/v1/pets/1?key=pass+word%2F1"
@@ -189,28 +172,18 @@ def test_bearer_tokens(server: Server, tmp_path: Path, monkeypatch: pytest.Monke
         security={"oauth": ["read"], "bearer": []},
         components={"securitySchemes": {"oauth": {"type": "oauth2"}, "bearer": {"type": "http", "scheme": "Bearer"}}},
     )
-    path = tmp_path / "api.json"
-    path.write_text(json.dumps(described))
-    monkeypatch.setenv(variable_of("127.0.0.1", "bearer"), "sesame-4711")
-    call(path, "op")
+    monkeypatch.setenv(variable_of("127.0.0.1", "bearer", port_of(server)), "sesame-4711")
+    call(written(tmp_path, described), "op")
     assert server.requests[0]["headers"]["authorization"] == "Bearer sesame-4711"
 
 
-def test_variables_belong_to_one_host() -> None:
+def test_variables_belong_to_one_server() -> None:
     assert variable_of("api.x.com", "api-key") == "OPENAPI_API_X_COM___API_KEY_TOKEN"
+    assert variable_of("api.x.com", "api-key", 8443) == "OPENAPI_API_X_COM___8443___API_KEY_TOKEN"
     hosts = ["api.x.com", "api-x.com", "api--x.com", "a-pi.x.com", "api.x.com.app", "x.com"]
-    names = {variable_of(host, scheme) for host in hosts for scheme in ("key", "app_key", "com_app_key")}
-    assert len(names) == 18
-
-
-def document(**fields: Any) -> dict[str, Any]:
-    operation = {"operationId": "op", "responses": {}} | fields.pop("operation", {})
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "t", "version": "1"},
-        "servers": [{"url": "http://127.0.0.1:9"}],
-        "paths": {fields.pop("path", "/x"): {"get": operation}},
-    } | fields
+    schemes, ports = ("key", "app_key", "com_app_key", "8443___key"), (None, 8443, 80)
+    names = {variable_of(host, scheme, port) for host in hosts for scheme in schemes for port in ports}
+    assert len(names) == len(hosts) * len(schemes) * len(ports)
 
 
 @pytest.mark.parametrize(
@@ -240,18 +213,19 @@ def test_what_cannot_be_called_is_skipped_with_the_reason(
     assert remark in capsys.readouterr().err
 
 
-def test_schemas_that_explode_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # Twenty definitions, each two of the next: a million nodes once written out.
-    schemas: dict[str, Any] = {
-        f"s{i}": {"properties": {side: {"$ref": f"#/components/schemas/s{i + 1}"} for side in "ab"}} for i in range(20)
-    }
-    schemas["s20"] = {"type": "string"}
-    body = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/s0"}}}}
-    path = tmp_path / "api.json"
-    path.write_text(json.dumps(document(operation={"requestBody": body}, components={"schemas": schemas})))
-    with pytest.raises(UserError, match="no operation"):
-        load(path)
-    assert "too large to write out" in capsys.readouterr().err
+def test_references_are_percent_decoded(tmp_path: Path) -> None:
+    types = {"schemas": {"My Type/v1": {"type": "integer"}, "list": [{"type": "boolean"}]}}
+    for reference, kind in [("My%20Type~1v1", "integer"), ("My Type~1v1", "integer"), ("list/0", "boolean")]:
+        schema = {"$ref": f"#/components/schemas/{reference}"}
+        assert schema_of(tmp_path, schema, components=types) == {"type": kind}
+
+
+def test_paths_with_a_query_or_a_fragment(tmp_path: Path, server: Server) -> None:
+    parameters = [{"name": "q", "in": "query", "schema": {"type": "string"}}]
+    for path in ("/c?x=1", "/c#Action=List"):
+        described = document(path=path, servers=[{"url": server.url}], operation={"parameters": parameters})
+        call(written(tmp_path, described), "op", q="z")
+    assert [one["path"] for one in server.requests] == ["/c?x=1&q=z", "/c?q=z"]
 
 
 @pytest.mark.parametrize(

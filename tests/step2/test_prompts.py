@@ -7,7 +7,7 @@ import pytest
 
 from shared.errors import UserError
 from step2_tool_calling.conversation import Message
-from step2_tool_calling.prompts import examples_with, load_prompt, names
+from step2_tool_calling.prompts import examples_with, load_prompt, names, writes_tools
 from step2_tool_calling.tool import Tool
 
 
@@ -107,3 +107,8 @@ def test_examples_with_tools_that_nobody_offers_are_left_out() -> None:
     assert offered("calculate", "get_weather", "convert_currency") == whole
     assert [message["role"] for message in offered("calculate")] == ["system", "user", "assistant", "tool", "assistant"]
     assert offered("get_weather") == whole[:1]  # the second example converts money, too
+
+
+def test_only_a_system_message_has_a_place_for_the_tools() -> None:
+    assert [name for name in names() if writes_tools(load_prompt(name).messages)] == ["schema"]
+    assert not writes_tools([{"role": "user", "content": "What is {tools}?"}])

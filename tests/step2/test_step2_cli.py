@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_endpoint import MODEL, call, say
+from fake_endpoint import MODEL, call, refuse, say
+
+from step2_tool_calling.tool import Tool
 
 ROOT = Path(__file__).parents[2]
 VERBS = ["ask", "chat", "tools", "serve-mcp", "demo", "log", "replay", "prompts", "eval", "calibrate", "compare"]
@@ -39,6 +41,20 @@ def test_help_loads_nothing_heavy() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     heavy = {"openai", "torch", "mcp", "pint", "httpx", "httpx2", "sqlite3", "jsonschema", "transformers", "numpy"}
     assert heavy & set(loaded.stdout.split()) == set()
+
+
+def test_help_says_what_limits_do(step2: Any) -> None:
+    text = " ".join(step2("ask", "--help").out.split())
+    assert "the last gets no tools, so 1 means none" in text
+    assert "Longest silence of the endpoint, in each attempt: ask makes 3, eval 5" in text
+    assert "an endpoint on this machine is local and costs 0" in text
+    assert "auto: constrained for the embedded engine, else native" in text
+
+
+def test_attempts_are_as_many_as_the_help_says(ask: Any, endpoint: Any) -> None:
+    fake = endpoint([refuse(500)] * 9)
+    assert ask().code == 1
+    assert len(fake.requests) == 3
 
 
 # -- ask ---------------------------------------------------------------------------------------------------------------
@@ -79,14 +95,12 @@ def test_json_of_a_conversation_that_a_limit_ended(ask: Any, endpoint: Any) -> N
 
 @pytest.mark.parametrize("strategy", ["text", "auto"])
 def test_other_strategies(ask: Any, endpoint: Any, strategy: str) -> None:
-    from fake_endpoint import decide
-
     written = say('{"name": "get_weather", "arguments": {"city": "Oslo"}}')
-    endpoint({"text": [written, WARMER], "auto": [decide(0.9), call(OSLO), decide(0.1), WARMER]}[strategy])
+    endpoint({"text": [written, WARMER], "auto": [call(OSLO), WARMER]}[strategy])
     done = ask("-s", strategy)
     assert (done.code, done.out) == (0, WARMER.text + "\n")
     assert '→ get_weather(city="Oslo")' in done.err
-    assert ("auto: a server on this machine" in done.err) == (strategy == "auto")
+    assert ("strategy native  (auto: an endpoint is taken to know tools" in done.err) == (strategy == "auto")
 
 
 def test_only_some_tools_are_offered(ask: Any, endpoint: Any) -> None:
@@ -152,6 +166,33 @@ def test_tools_lists_them_and_shows_one(step2: Any, ask: Any) -> None:
     assert len(json.loads(step2("tools", "--json").out)) >= 7
     missing = step2("tools", "nothing", "--no-builtin")
     assert (missing.code, missing.err) == (2, "error: no tool called 'nothing'; `tools` lists them\n")
+
+
+def test_foreign_names_and_descriptions_are_shown_not_obeyed(step2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(_: dict[str, Any]) -> None: ...
+
+    async def collect(*_: Any) -> list[Tool]:
+        return [Tool("x\x1b[2J", "\x9b2Ja\u202e [bold]b[/b]", {"type": "object"}, never, source="a[/b]\x07/t.py")]
+
+    monkeypatch.setattr("step2_tool_calling.session.collect_tools", collect)
+    for done in (step2("tools"), step2("tools", "x\x1b[2J")):
+        assert done.out == "x␛[2J  a[/b]␇/t.py\n  �2Ja� [bold]b[/b]\n"
+
+
+def test_a_tools_file_in_a_folder_that_looks_like_markup(step2: Any, tmp_path: Path) -> None:
+    (tmp_path / "a[/b]").mkdir(parents=True)
+    (tmp_path / "a[/b]" / "t.py").write_text('def wait() -> str:\n    """Wait."""\n    return ""\n')
+    done = step2("tools", "--no-builtin", "--tools", "a[/b]/t.py")
+    assert (done.code, done.out) == (0, "wait  a[/b]/t.py\n  Wait.\n")
+
+
+@pytest.mark.parametrize("verb", ["log", "replay"])
+def test_numbers_that_sqlite_has_not(step2: Any, verb: str) -> None:
+    for number in (2**63, 10**20, -(10**20)):
+        done = step2(verb, "--", number)
+        assert done.code == 2
+        assert f"no conversation {number}" in done.err
+    assert step2("log", "-n", 10**20).code == 0
 
 
 def test_log_lists_and_shows(step2: Any, ask: Any, endpoint: Any) -> None:

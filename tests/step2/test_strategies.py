@@ -110,6 +110,47 @@ def test_calls_without_ids_get_some() -> None:
     assert [one.id for one in asked.turn.calls] == ["call_0", "call_1"]
 
 
+def part(index: int | None, id_: str | None, name: str | None, arguments: str) -> str:
+    """A chunk with one piece of a call; None leaves a field out."""
+    fields = {"index": index, "id": id_, "function": {"name": name, "arguments": arguments}}
+    return chunk({"tool_calls": [{key: value for key, value in fields.items() if value is not None}]})
+
+
+TOOL, HALF, REST = "get_weather", '{"city": ', '"Oslo"}'
+WHOLE = HALF + '"Lisbon"}'
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        # One index for all calls: Gemini's endpoint, whole calls; others, in pieces, with the id once or in each.
+        [(0, "a", TOOL, WHOLE), (0, "b", TOOL, HALF + REST)],
+        [(0, "a", TOOL, WHOLE), (0, "b", TOOL, ""), (0, None, None, HALF), (0, "", None, REST)],
+        [(0, "a", TOOL, WHOLE), (0, "b", TOOL, HALF), (0, "b", None, REST)],
+        # No index at all, with ids or without.
+        [(None, "a", TOOL, WHOLE), (None, "b", TOOL, HALF), (None, None, None, REST)],
+        [(None, None, TOOL, WHOLE), (None, None, TOOL, HALF), (None, None, None, REST)],
+        # As OpenAI does it, in turns; with a fresh id for every piece, as some servers do; the id after the name.
+        [(0, "a", TOOL, ""), (1, "b", TOOL, HALF), (0, None, None, WHOLE), (1, None, None, REST)],
+        [(0, "a", TOOL, WHOLE), (1, "b", TOOL, HALF), (1, "c", None, REST)],
+        [(0, "a", TOOL, WHOLE), (1, None, TOOL, HALF), (1, "b", None, REST)],
+    ],
+)
+def test_pieces_find_their_call(parts: list[tuple[int | None, str | None, str | None, str]]) -> None:
+    asked = ask([raw(*(part(*one) for one in parts), chunk({}, "tool_calls"))], "native")
+    assert asked.calls == [LISBON, OSLO]
+    ids = [one.id for one in asked.turn.calls]
+    assert ids == (["a", "b"] if parts[0][1] else ["call_0", "call_1"])
+
+
+def test_half_surrogate_pairs_are_joined_or_replaced() -> None:
+    """A chunk that ends inside an emoji; what is left alone could not be sent back to the endpoint."""
+    pieces = [chunk({"content": text}) for text in ("\ud83d", "\ude00 and \ud83d")]
+    asked = ask([raw(*pieces, part(0, "\ud83d", TOOL, '{"city": "\ude00"}'), chunk({}, "tool_calls"))], "native")
+    assert asked.turn.content == "😀 and �"
+    assert [(one.id, one.text) for one in asked.turn.calls] == [("�", '{"city": "�"}')]
+
+
 def test_the_first_token_comes_before_the_last() -> None:
     turn = ask([say("Yes, it is.")], "native").turn
     assert 0 < turn.first_token <= turn.seconds < 2
@@ -160,7 +201,7 @@ def test_answers_are_written_from_the_results_alone() -> None:
     sent = asked.requests[1]["messages"]
     assert [message["role"] for message in sent] == ["user", "assistant", "user"]
     assert sent[0] == QUESTION[0]
-    assert "Lisbon: 18.5 °C\nOslo: 4.5 °C\n" in sent[2]["content"]
+    assert "1. Lisbon: 18.5 °C\n2. Oslo: 4.5 °C\n" in sent[2]["content"]
     assert asked.requests[0]["messages"] == messages  # the decision saw everything
 
 
@@ -208,6 +249,22 @@ def test_tokens_that_only_look_alike_do_not_count() -> None:
     assert probability([Reply(body=json.dumps(answer))]) == pytest.approx(0.5, abs=1e-6)
 
 
+@pytest.mark.parametrize("top", [None, []])
+def test_a_token_without_alternatives_is_no_decision(top: Any) -> None:
+    answer = decision(decide(0.5))
+    answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"] = top
+    with pytest.raises(UserError, match="this endpoint returns no logprobs"):
+        probability([Reply(body=json.dumps(answer))])
+
+
+@pytest.mark.parametrize("content", [[7], [{"token": "a"}], [{"top_logprobs": [{"token": "<", "logprob": None}]}], {}])
+def test_logprobs_of_another_form_are_an_error(content: Any) -> None:
+    answer = decision(decide(0.5))
+    answer["choices"][0]["logprobs"]["content"] = content
+    with pytest.raises(UserError, match="returns no logprobs|not answer in OpenAI's form"):
+        probability([Reply(body=json.dumps(answer))])
+
+
 # -- text --------------------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +286,12 @@ def test_a_failing_endpoint_is_a_user_error_of_exit_code_1(strategy: Name) -> No
     with pytest.raises(UserError, match="the endpoint refuses the request \\(400\\): too long") as raised:
         ask([refuse(400, "too long")], strategy)
     assert raised.value.exit_code == 1
+
+
+def test_a_question_in_another_encoding_is_a_user_error() -> None:
+    """Bytes that are no UTF-8 come from the command line as half surrogate pairs."""
+    with pytest.raises(UserError, match="bytes that are not UTF-8"):
+        ask([say("Yes.")], "native", [{"role": "user", "content": "caf\udce9"}])
 
 
 def test_a_bug_stays_a_bug() -> None:

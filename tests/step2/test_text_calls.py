@@ -72,8 +72,19 @@ def test_other_text_is_no_call(text: str) -> None:
     assert find_calls(text, [WEATHER]) == (text, [])
 
 
-def test_deep_nesting_is_no_call_and_no_crash() -> None:
-    assert find_calls("[" * 5000, [WEATHER])[1] == []
+@pytest.mark.parametrize("depth", [90, 200, 950, 1500])
+def test_deep_nesting_is_no_call_and_no_crash(depth: int) -> None:
+    value = "[" * depth + "]" * depth
+    _, calls = find_calls(f'{{"name": "get_weather", "arguments": {{"city": {value}}}}} {OSLO}', [WEATHER])
+    assert find_calls("[" * depth, [WEATHER])[1] == []
+    # Beyond json.loads' own depth the inner lists are text, and the call after them is still found.
+    assert calls[-1].arguments() == {"city": "Oslo"}
+    assert len(calls) == (2 if depth == 90 else 1)
+
+
+def test_a_number_that_python_refuses_is_no_call() -> None:
+    text = '{"name": "get_weather", "arguments": {"city": ' + "9" * 5000 + "}}"
+    assert find_calls(text, [WEATHER]) == (text, [])
 
 
 @given(st.text(alphabet='{}[]":, naemrgutsf<>/_`\\', max_size=80))

@@ -102,11 +102,11 @@ def conversation(content: str = "Let me look. ", answer: str = ANSWER) -> list[E
     return told
 
 
-def show(told: list[Event], terminal: Terminal | None = None, *, quiet: bool = False) -> None:
+def show(told: list[Event], terminal: Terminal | None = None) -> None:
     """Tell a trace these events. Without a terminal, stdout and stderr are what pytest makes them."""
     stdout, stderr = terminal or sys.stdout, terminal or sys.stderr
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-        trace = Trace(quiet=quiet)
+        trace = Trace()
         for event in told:
             trace(event)
 
@@ -126,11 +126,6 @@ def test_stdout_gets_the_answer_and_stderr_the_trace(capsys: pytest.CaptureFixtu
         '✓ get_weather  0.21 s  {"temperature": 18.3}',
         "2 steps, 2 calls, 1,234 tokens (512 cached), 1.8 s, $0.00 local",
     ]
-
-
-def test_quiet_leaves_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
-    show(conversation(), quiet=True)
-    assert capsys.readouterr() == (ANSWER + "\n", "")
 
 
 def test_lines_are_at_most_80_columns_whatever_comes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -256,11 +251,6 @@ def test_an_answer_that_did_not_stream_is_shown_once(terminal: Terminal) -> None
     show([started(), TurnDone(1, Turn(ANSWER)), finished()], terminal)
     assert terminal.screen()[0] == ANSWER
     assert terminal.getvalue().count(ANSWER) == 1
-
-
-def test_quiet_on_a_terminal(terminal: Terminal) -> None:
-    show(conversation(), terminal, quiet=True)
-    assert terminal.screen() == [ANSWER, ""]
 
 
 def test_no_color_keeps_the_text(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
