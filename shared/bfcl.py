@@ -71,7 +71,8 @@ FailureKind = Literal[
     "invented argument",
     "wrong type",
     "wrong value",
-    "invalid JSON",  # never from `score`: for a caller whose model wrote a call that does not parse
+    "invalid JSON",  # these two never from `score`: for a caller whose model wrote a call that does not parse,
+    "refused",  # or whose endpoint would not take the question
 ]
 
 

@@ -44,7 +44,9 @@ def prompts_verb(json: Json = False) -> None:
 
 @measuring.command("eval")
 def eval_verb(
-    prompts: Annotated[str, typer.Option("--prompts", "-p", metavar="A,B,…", help="Prompts to measure.")] = "plain",
+    prompts: Annotated[
+        str, typer.Option("--prompts", "-p", metavar="A,B,…", help="Prompts; NAME:STRATEGY for that one only.")
+    ] = "plain",
     strategy: Annotated[
         str, typer.Option("--strategy", "-s", metavar="A,B,…", help="native, constrained, text.")
     ] = "constrained",
@@ -87,20 +89,18 @@ def eval_verb(
     from shared.bfcl import CATEGORIES, load
     from shared.endpoint import connect
     from step2_tool_calling.prices import load_prices
-    from step2_tool_calling.prompts import load_prompt, writes_tools
     from step2_tool_calling.session import is_local
 
     chosen = _listed(categories, "--categories", list(CATEGORIES))
     strategies: list[Any] = _listed(strategy, "--strategy", list(_strategy_names()))
-    measured = [load_prompt(name) for name in _listed(prompts, "--prompts")]
+    measured = [_prompt_and_strategies(text, strategies) for text in _listed(prompts, "--prompts")]
     items = [item for category in chosen for item in load(category, limit)]
     settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     rows: list[Row] = []
     with connect(model, quiet=json) as endpoint:
         if not is_local(endpoint):
             load_prices()  # a broken list is found out before anything is paid for
-        for prompt in measured:
-            suitable: list[Name] = ["text"] if writes_tools(prompt.messages) else strategies
+        for prompt, suitable in measured:
             for name in suitable:
                 outcomes, dollars = _measure(
                     endpoint,
@@ -121,6 +121,16 @@ def eval_verb(
         command = shlex.join(["step2", *sys.argv[1:]])
         write_results(results, command=command, rows=rows, n=len(items), packages=("torch", "openai", "xgrammar"))
     _show(rows, json)
+
+
+def _prompt_and_strategies(text: str, strategies: "list[Name]") -> "tuple[Prompt, list[Name]]":
+    """Read NAME or NAME:STRATEGY; return the prompt and what it is measured with."""
+    from step2_tool_calling.prompts import load_prompt, writes_tools
+
+    name, _, own = text.rpartition(":")
+    chosen: list[Any] = [own] if name and own in _strategy_names() else strategies
+    prompt = load_prompt(name if chosen == [own] else text)
+    return prompt, ["text"] if writes_tools(prompt.messages) else chosen
 
 
 def _rows(

@@ -13,9 +13,9 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from shared.bfcl import FailureKind, Item, Verdict, score
+from shared.bfcl import Item, Verdict, score
 from shared.errors import UserError
 from step2_tool_calling.conversation import Call, Message, Usage
 from step2_tool_calling.prompts import Prompt
@@ -119,7 +119,7 @@ def verdict(item: Item, outcome: Outcome) -> Verdict:
     """Score one answer."""
     if outcome.error:
         # Not one of BFCL's kinds: its scorer never sees what was not answered.
-        return Verdict(False, cast("FailureKind", "refused"), outcome.error)
+        return Verdict(False, "refused", outcome.error)
     calls = [(call["name"], Call("", call["name"], call["arguments"]).arguments()) for call in outcome.calls]
     if any(arguments is None for _, arguments in calls):
         return Verdict(False, "invalid JSON", "the arguments are not a JSON object")
