@@ -396,10 +396,9 @@ def test_eval_writes_rows_that_compare_and_calibrate_read(step2: Any, endpoint: 
     assert table.code == 0
     assert "fake-model, native, plain" in table.out
     assert "100 [" in table.out
-    endpoint([])
-    assert (
-        step2("eval", "-p", "plain:native", "-s", "constrained", *options).out == table.out
-    )  # kept answers, no request
+    endpoint([*[call(RIGHT)] * 3, *[say("No.")] * 3])
+    named = step2("eval", "-p", "plain:native", "-s", "constrained", *options, "--output", "other")
+    assert named.out.splitlines()[:5] == table.out.splitlines()[:5]
     native = next(path for path in Path("out/step2/eval").glob("*.jsonl") if "native" in path.name)
     compared = step2("compare", constrained, native)
     assert "B - A: +66.7 points" in compared.out
