@@ -119,7 +119,9 @@ def eval_verb(
         from shared.results import write_results
 
         command = shlex.join(["step2", *sys.argv[1:]])
-        write_results(results, command=command, rows=rows, n=len(items), packages=("torch", "openai", "xgrammar"))
+        notes = f"s/item: median, {concurrency} requests at a time"
+        packages = ("torch", "openai", "xgrammar")
+        write_results(results, command=command, rows=rows, n=len(items), notes=notes, packages=packages)
     _show(rows, json)
 
 
