@@ -152,7 +152,7 @@ def test_killed_in_the_middle_of_a_call(start: Any, step2: Any, endpoint: Any, l
     conversation = logged()
     assert conversation.ending is None
     assert [turn.complete for turn in conversation.turns] == [True, False]
-    assert [one.name for one in conversation.turns[1].running] == ["sleep"]
+    assert "sleep" in [one.name for one in conversation.turns[1].running]  # the other may have made it to the log
     done = step2("replay", 1)
     assert (done.code, done.out) == (0, "1 turn: the same up to the last complete step\n")
     assert "the log of 1 stops there: it was cut off" in done.err
