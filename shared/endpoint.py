@@ -8,6 +8,7 @@ So `openai`, `langchain-openai`, `curl` and everything else that speaks the prot
         client.chat.completions.create(model=endpoint.model, messages=[…])
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from shared.engine import Engine
 
 
+PUBLISHED = Path(__file__).parent / "adapters"
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """Where requests go. model: the name to put into requests. engine: the embedded one, None for a remote endpoint."""
@@ -34,18 +38,23 @@ class Endpoint:
 
 
 @contextmanager
-def connect(model: str | None = None, adapters: Sequence[Path] = (), *, quiet: bool = False) -> Iterator[Endpoint]:
+def connect(
+    model: str | None = None, adapters: Sequence[Path] = (), *, role: str | None = None, quiet: bool = False
+) -> Iterator[Endpoint]:
     """Yield an endpoint; an embedded engine lives as long as the block does.
 
     model: what to load or which served name to use (default: MODEL). adapters: LoRA directories to load as model
     names of their own; a remote endpoint has its own list. quiet: no remarks on stderr.
+    role: the published adapter (step 4) that the caller's work is made for, "tools" or "grader". Where nobody names
+    another model, it is the one that answers: loaded from shared/adapters by the embedded engine when it was trained
+    on the model in use, and by its name on a remote endpoint that lists it.
     Raises UserError when a remote endpoint does not answer, or refuses the key or the model.
     """
     config = settings()
     if config.openai_base_url:
         key = config.openai_api_key.get_secret_value() if config.openai_api_key else "unused"
         chosen = model or (config.model if "model" in config.model_fields_set else None)
-        endpoint = _remote(config.openai_base_url.rstrip("/"), key, chosen)
+        endpoint = _remote(config.openai_base_url.rstrip("/"), key, chosen, role)
         if not quiet:
             say(f"  endpoint {endpoint.base_url} model {endpoint.model}  ({endpoint.reason})")
         yield endpoint
@@ -54,14 +63,30 @@ def connect(model: str | None = None, adapters: Sequence[Path] = (), *, quiet: b
     from shared.engine import load_engine
     from shared.openai_server import serve
 
+    published = None if model or config.adapter else published_adapter(role, config.model)
+    if published and published not in adapters:
+        adapters = [*adapters, published]
     engine = load_engine(model, adapters, quiet=quiet)
     with serve(engine) as base_url:
-        # ADAPTER asks for the adapted model; `adapters` are there to be chosen by name.
-        chosen = config.adapter.resolve().name if config.adapter else engine.model.name
+        # ADAPTER asks for the adapted model, and so does a role; `adapters` are there to be chosen by name.
+        adapter = config.adapter.resolve() if config.adapter else published
+        chosen = adapter.name if adapter else engine.model.name
+        if published and not quiet:
+            say(f"  adapter  {published.name}  (trained for this, step 4; --model {engine.model.name} leaves it out)")
         yield Endpoint(base_url, "unused", chosen, "OPENAI_BASE_URL is not set: embedded engine", engine)
 
 
-def _remote(base_url: str, key: str, chosen: str | None) -> Endpoint:
+def published_adapter(role: str | None, model: str) -> Path | None:
+    """The adapter in shared/adapters for a role, or None: not there, or trained on another model than this one."""
+    directory = PUBLISHED / str(role)
+    try:
+        trained_on = json.loads((directory / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return directory if trained_on == model else None
+
+
+def _remote(base_url: str, key: str, chosen: str | None, role: str | None) -> Endpoint:
     import httpx
 
     try:
@@ -78,6 +103,8 @@ def _remote(base_url: str, key: str, chosen: str | None) -> Endpoint:
         names = [entry["id"] for entry in response.raise_for_status().json()["data"]]
     except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
         names = []  # an endpoint without a usable model list is legal; the first request will tell
+    if chosen is None and role in names:
+        return Endpoint(base_url, key, str(role), f"OPENAI_BASE_URL; it lists an adapter {role}")
     if chosen is None:
         if not names:
             raise UserError(f"{base_url} lists no models: name one with MODEL or --model")

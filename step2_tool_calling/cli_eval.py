@@ -97,7 +97,7 @@ def eval_verb(
     items = [item for category in chosen for item in load(category, limit)]
     settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     rows: list[Row] = []
-    with connect(model, quiet=json) as endpoint:
+    with connect(model, role="tools", quiet=json) as endpoint:
         if not is_local(endpoint):
             load_prices()  # a broken list is found out before anything is paid for
         for prompt, suitable in measured:

@@ -240,11 +240,13 @@ def choose_threshold(wish: float | None, endpoint: "Endpoint") -> float:
     """From which probability on `constrained` calls a tool, where the user does not say.
 
     The embedded base model gives a tool call 0 to 0.28 of its probability, whether the question needs one or not
-    (12 questions that do, 8 that do not): so it always calls on the first turn. Others are taken at their word.
+    (12 questions that do, 8 that do not): so it always calls on the first turn. Others, the adapter `tools` among
+    them, are taken at their word.
     """
     if wish is not None:
         return wish
-    return 0.0 if endpoint.engine is not None else 0.5
+    base = endpoint.engine is not None and endpoint.model == endpoint.engine.model.name
+    return 0.0 if base else 0.5
 
 
 def is_local(endpoint: "Endpoint") -> bool:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tiny_adapter import TARGETS, make_adapter
 
+from shared import endpoint as endpoint_module
 from shared.config import settings
-from shared.endpoint import connect
+from shared.endpoint import connect, published_adapter
 from shared.errors import UserError
 from shared.openai_server import is_loopback, listen
 
@@ -82,3 +84,41 @@ def test_a_taken_port_is_a_sentence() -> None:
 def test_loopback() -> None:
     assert all(map(is_loopback, ("127.0.0.1", "127.8.8.8", "::1", "localhost")))
     assert not any(map(is_loopback, ("0.0.0.0", "192.168.1.1", "::", "example.org")))
+
+
+def test_a_role_is_answered_by_its_published_adapter(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = tmp_path / "adapters" / "tools"
+    make_adapter(tiny_llama, published, TARGETS["some"], seed=0)
+    settings_file = published / "adapter_config.json"
+    settings_file.write_text(json.dumps(json.loads(settings_file.read_text()) | {"base_model_name_or_path": "tiny"}))
+    monkeypatch.setattr(endpoint_module, "PUBLISHED", tmp_path / "adapters")
+    assert published_adapter("tools", "tiny") == published
+    assert published_adapter("tools", "another") is None
+    assert published_adapter("grader", "tiny") is None
+    assert published_adapter(None, "tiny") is None
+
+    settings_file.write_text(
+        json.dumps(json.loads(settings_file.read_text()) | {"base_model_name_or_path": str(tiny_llama)})
+    )
+    monkeypatch.setenv("MODEL", str(tiny_llama))
+    settings.cache_clear()
+    with connect(role="tools", quiet=True) as endpoint:
+        assert endpoint.model == "tools"
+        body = {"model": "tools", "prompt": "the cat", "max_tokens": 3}
+        assert httpx.post(f"{endpoint.base_url}/completions", json=body).status_code == 200
+    with connect(str(tiny_llama), role="tools", quiet=True) as endpoint:  # a named model is left alone
+        assert endpoint.model != "tools"
+
+
+def test_a_remote_endpoint_that_lists_the_adapter_answers_with_it(
+    fake_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote(monkeypatch, fake_endpoint, OPENAI_API_KEY="right")
+    with connect(role="small", quiet=True) as endpoint:
+        assert endpoint.model == "small"
+    with connect(role="tools", quiet=True) as endpoint:
+        assert endpoint.model == "big"
+    with connect("big", role="small", quiet=True) as endpoint:
+        assert endpoint.model == "big"
