@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -236,7 +237,9 @@ def test_a_pasted_second_line_approves_nothing_and_ctrl_c_frees_the_chat(person:
 
 # -- strategy ----------------------------------------------------------------------------------------------------------
 
-EMBEDDED = Endpoint("http://127.0.0.1:9/v1", "unused", "smollm2-135m", "", engine=object())  # type: ignore[arg-type]
+ENGINE: Any = SimpleNamespace(model=SimpleNamespace(name="smollm2-135m"))
+EMBEDDED = Endpoint("http://127.0.0.1:9/v1", "unused", "smollm2-135m", "", engine=ENGINE)
+TUNED = Endpoint("http://127.0.0.1:9/v1", "unused", "tools", "", engine=ENGINE)
 LOCAL = Endpoint("http://127.0.0.1:8000/v1", "unused", "qwen", "")
 HOSTED = Endpoint("https://api.openai.com/v1", "unused", "gpt-4o-mini", "")
 
@@ -247,7 +250,8 @@ def test_auto_forces_calls_only_where_it_knows_their_form() -> None:
     assert choose_strategy("auto", LOCAL, plain)[0] == "native"
     assert choose_strategy("auto", HOSTED, plain)[0] == "native"
     assert choose_strategy("constrained", HOSTED, plain) == ("constrained", "--strategy")
-    assert [choose_threshold(None, endpoint) for endpoint in (EMBEDDED, LOCAL, HOSTED)] == [0, 0.5, 0.5]
+    assert choose_strategy("auto", TUNED, plain)[0] == "constrained"
+    assert [choose_threshold(None, endpoint) for endpoint in (EMBEDDED, TUNED, LOCAL, HOSTED)] == [0, 0.5, 0.5, 0.5]
 
 
 def test_a_prompt_that_writes_the_tools_itself_needs_text() -> None:
