@@ -5,6 +5,7 @@ q, k and v into one matrix, their three A's are stacked and their B's form a blo
 products updates all three. Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -29,10 +30,14 @@ _KEY = re.compile(r"model\.layers\.(\d+)\.((?:self_attn|mlp)\.\w+_proj)\.lora_([
 
 @dataclass(frozen=True)
 class Adapter:
-    """A loaded adapter: per layer, fused matrix name → (A [r, in], scaled B [out, r])."""
+    """A loaded adapter: per layer, fused matrix name → (A [r, in], scaled B [out, r]).
+
+    digest: 8 hexadecimal digits of its file's sha256, which tell it from one trained later under the same name.
+    """
 
     rank: int
     layers: list[dict[str, tuple[Tensor, Tensor]]]
+    digest: str = ""
 
     def nbytes(self) -> int:
         """Bytes of all A and B together."""
@@ -85,7 +90,7 @@ def load_adapter(directory: Path, config: ModelConfig, dtype: torch.dtype, devic
                 _check_shape(weights_path, name, a, b, config, sum(sizes[m] for m in modules))
                 fused[name] = (a.to(device, dtype), b.to(device, dtype))
         layers.append(fused)
-    return Adapter(rank, layers)
+    return Adapter(rank, layers, hashlib.sha256(weights_path.read_bytes()).hexdigest()[:8])
 
 
 def _block_column(modules: tuple[str, ...], part: dict[str, Tensor], sizes: dict[str, int], scale: float) -> Tensor:

@@ -4,7 +4,7 @@ import asyncio
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -45,7 +45,7 @@ def prompts_verb(json: Json = False) -> None:
 @measuring.command("eval")
 def eval_verb(
     prompts: Annotated[
-        str, typer.Option("--prompts", "-p", metavar="A,B,…", help="Prompts; NAME:STRATEGY for that one only.")
+        str, typer.Option("--prompts", "-p", metavar="A,B,…", help="Prompts; also as NAME:STRATEGY@MODEL.")
     ] = "plain",
     strategy: Annotated[
         str, typer.Option("--strategy", "-s", metavar="A,B,…", help="native, constrained, text.")
@@ -82,6 +82,7 @@ def eval_verb(
     """Measure tool calling on BFCL v4, every prompt with every strategy.
 
     A prompt that writes the tools itself ({tools}) is measured with the strategy text, whatever --strategy says.
+    NAME:STRATEGY is measured with that strategy only, NAME@MODEL asks another model that the endpoint serves.
     Answers are kept item by item: the same command again continues, and ends at once when all are there.
 
     Example: step2 eval --prompts plain,examples --strategy native --limit 20
@@ -93,17 +94,18 @@ def eval_verb(
 
     chosen = _listed(categories, "--categories", list(CATEGORIES))
     strategies: list[Any] = _listed(strategy, "--strategy", list(_strategy_names()))
-    measured = [_prompt_and_strategies(text, strategies) for text in _listed(prompts, "--prompts")]
+    measured = [_what_to_measure(text, strategies) for text in _listed(prompts, "--prompts")]
     items = [item for category in chosen for item in load(category, limit)]
     settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     rows: list[Row] = []
     with connect(model, role="tools", quiet=json) as endpoint:
         if not is_local(endpoint):
             load_prices()  # a broken list is found out before anything is paid for
-        for prompt, suitable in measured:
+        for prompt, suitable, served in measured:
+            asked = replace(endpoint, model=served or endpoint.model)
             for name in suitable:
                 outcomes, dollars = _measure(
-                    endpoint,
+                    asked,
                     items,
                     name,
                     prompt,
@@ -113,7 +115,7 @@ def eval_verb(
                     settings=settings,
                     quiet=json,
                 )
-                label = f"{endpoint.model}, {name}, {prompt.name}"
+                label = f"{asked.model}, {name}, {prompt.name}"
                 rows += _rows(label, items, outcomes, dollars, (threshold or []) if name == "constrained" else [])
     if results is not None:
         from shared.results import write_results
@@ -125,14 +127,15 @@ def eval_verb(
     _show(rows, json)
 
 
-def _prompt_and_strategies(text: str, strategies: "list[Name]") -> "tuple[Prompt, list[Name]]":
-    """Read NAME or NAME:STRATEGY; return the prompt and what it is measured with."""
+def _what_to_measure(text: str, strategies: "list[Name]") -> "tuple[Prompt, list[Name], str]":
+    """Read NAME, NAME:STRATEGY, NAME@MODEL or both; return prompt, strategies, and "" for the endpoint's own model."""
     from step2_tool_calling.prompts import load_prompt, writes_tools
 
+    text, _, model = text.partition("@")
     name, _, own = text.rpartition(":")
     chosen: list[Any] = [own] if name and own in _strategy_names() else strategies
     prompt = load_prompt(name if chosen == [own] else text)
-    return prompt, ["text"] if writes_tools(prompt.messages) else chosen
+    return prompt, ["text"] if writes_tools(prompt.messages) else chosen, model
 
 
 def _rows(
@@ -174,7 +177,9 @@ def _measure(
     from step2_tool_calling.strategies import Model as Asked
 
     where = "embedded" if endpoint.engine is not None else endpoint.base_url
-    name = "-".join([endpoint.model, strategy, prompt.name, prompt.digest]).replace("/", "_")
+    adapter = endpoint.engine.model.adapters.get(endpoint.model) if endpoint.engine else None
+    who = f"{endpoint.model}-{adapter.digest}" if adapter else endpoint.model
+    name = "-".join([who, strategy, prompt.name, prompt.digest]).replace("/", "_")
 
     async def measure(progress: "Callable[[Outcome], None]") -> "list[Outcome]":
         async with AsyncOpenAI(

@@ -399,6 +399,10 @@ def test_eval_writes_rows_that_compare_and_calibrate_read(step2: Any, endpoint: 
     endpoint([*[call(RIGHT)] * 3, *[say("No.")] * 3])
     named = step2("eval", "-p", "plain:native", "-s", "constrained", *options, "--output", "other")
     assert named.out.splitlines()[:5] == table.out.splitlines()[:5]
+    other = endpoint([*[call(RIGHT)] * 3, *[say("No.")] * 3])
+    tuned = step2("eval", "-p", "plain:native@tuned", *options)
+    assert "tuned, native, plain" in tuned.out
+    assert {request["model"] for request in other.requests} == {"tuned"}
     native = next(path for path in Path("out/step2/eval").glob("*.jsonl") if "native" in path.name)
     compared = step2("compare", constrained, native)
     assert "B - A: +66.7 points" in compared.out
