@@ -18,6 +18,19 @@ step2: .venv/.step2  ## ask a question that needs three tool calls, in the sandb
 bench2: .venv/.step2  ## step 2's own speed, about a minute; the accuracy table takes two hours: see its README
 	@$(PY) -m step2_tool_calling.bench --output step2_tool_calling/results/speed.json
 
+step3: .venv/.step3  ## index a small encyclopaedia and ask it three questions: one answered, one rewritten, one declined
+	@$(PY) -m step3_rag demo
+
+step3-ui: .venv/.step3  ## the same in the browser; stays in the foreground until Ctrl-C
+	@$(PY) -m step3_rag ui
+
+step4: .venv/.step4  ## teach the model to call tools: data, base, SFT, DPO, before and after; 20 minutes, resumable
+	@$(PY) -m step4_finetune demo
+
+bench4: .venv/.step4  ## step 4's training speed beside a plain SFTTrainer, about 6 minutes on an idle machine
+	@$(PY) -m step4_finetune.train_bench step4_finetune/recipes/tools_sft_full.yaml --steps 6 \
+	  --output step4_finetune/results/throughput.json
+
 test: .venv/.dev  ## hermetic tests: no model, no network, about two minutes
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 -m "not real"
 
@@ -51,6 +64,6 @@ distclean: clean  ## also remove .venv (downloaded models stay in LLM_ROADMAP_HO
 .venv/.%: requirements.lock pyproject.toml shared/pyproject.toml $(wildcard step*/pyproject.toml) scripts/setup.sh
 	@scripts/setup.sh $*
 
-.PHONY: help step1 bench1 step2 bench2 test test-real lint format results lock clean distclean
+.PHONY: help step1 bench1 step2 bench2 step3 step3-ui step4 bench4 test test-real lint format results lock clean distclean
 .PRECIOUS: .venv/.%
 .NOTPARALLEL:

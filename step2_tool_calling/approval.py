@@ -13,8 +13,8 @@ import os
 import sys
 from typing import Any, Literal
 
+from shared.foreign_text import printable
 from shared.terminal import say
-from step2_tool_calling.foreign_text import printable
 from step2_tool_calling.tool import Tool
 
 Policy = Literal["always", "unsafe", "never"]

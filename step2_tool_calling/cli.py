@@ -176,7 +176,7 @@ def tools_verb(
 
     Example: step2 tools get_weather --schema
     """
-    from step2_tool_calling.foreign_text import printable
+    from shared.foreign_text import printable
 
     wishes = wishes_of(files=tools, openapi=openapi, mcp=mcp, builtin=builtin, allow_host=allow_host, sandbox=False)
     found = asyncio.run(_collect(wishes))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from step2_tool_calling.foreign_text import as_description, unmarked
+from shared.foreign_text import printable, unmarked
 
 Schema = dict[str, Any]
 
@@ -41,10 +41,19 @@ _MAX_DEPTH = 60
 _MAX_DATA = 2_000  # characters of JSON, for each enum, default, const and the like
 _MAX_SCHEMA = 100_000  # characters of JSON: some 30,000 tokens for one tool, more than any model should be given
 _MAX_PATTERN = 100  # characters
+MAX_DESCRIPTION = 1000  # characters; OpenAI refuses more than 1024
 
 
 class UnusableError(Exception):
     """A schema, or what it belongs to, cannot become a tool; the message says why, to follow the thing's name."""
+
+
+def as_description(text: Any) -> str:
+    """Return what a document or a server says about a tool or an argument, fit for the prompt and for the terminal.
+
+    At most 1,000 characters; "" for what is no text (YAML can put a list here that its aliases make endless).
+    """
+    return unmarked(printable(text[:MAX_DESCRIPTION]))[:MAX_DESCRIPTION] if isinstance(text, str) else ""
 
 
 def self_contained(schema: Any, root: Mapping[str, Any], adapt: Callable[[Schema], Schema] = lambda node: node) -> Any:

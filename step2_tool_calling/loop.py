@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from shared.foreign_text import encodable, unmarked
 from step2_tool_calling.conversation import (
     Call,
     CallDone,
@@ -29,7 +30,6 @@ from step2_tool_calling.conversation import (
     TurnDone,
     Usage,
 )
-from step2_tool_calling.foreign_text import encodable, unmarked
 from step2_tool_calling.redaction import redact
 from step2_tool_calling.tool import Tool, ToolError, as_text, by_name
 

@@ -23,9 +23,9 @@ from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from shared.errors import UserError
+from shared.foreign_text import one_line
 from shared.terminal import say
-from step2_tool_calling.foreign_text import as_description, one_line
-from step2_tool_calling.json_schema import UnusableError, require_valid, self_contained, tool_name
+from step2_tool_calling.json_schema import UnusableError, as_description, require_valid, self_contained, tool_name
 from step2_tool_calling.tool import Tool, ToolError
 
 if TYPE_CHECKING:

@@ -23,10 +23,17 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from shared.errors import UserError
+from shared.foreign_text import one_line
 from shared.openai_server import is_loopback
 from shared.terminal import say
-from step2_tool_calling.foreign_text import as_description, one_line
-from step2_tool_calling.json_schema import Schema, UnusableError, require_valid, self_contained, tool_name
+from step2_tool_calling.json_schema import (
+    Schema,
+    UnusableError,
+    as_description,
+    require_valid,
+    self_contained,
+    tool_name,
+)
 from step2_tool_calling.openapi_document import (
     Document,
     dialect_30,

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from shared.errors import UserError
-from step2_tool_calling.foreign_text import one_line
+from shared.foreign_text import one_line
 from step2_tool_calling.json_schema import Schema, UnusableError, lookup
 from step2_tool_calling.openapi_request import Client
 from step2_tool_calling.tool import ToolError

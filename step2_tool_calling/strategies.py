@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from shared.errors import UserError
+from shared.foreign_text import encodable
 from shared.tool_calls import BEGIN
 from step2_tool_calling.conversation import Call, Message, Turn, Usage
-from step2_tool_calling.foreign_text import encodable
 from step2_tool_calling.text_calls import as_text_messages, find_calls
 from step2_tool_calling.tool import Tool
 

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from shared.foreign_text import one_line
+from shared.foreign_text import printable as printable  # chat.py and others import it from here
 from shared.terminal import PALETTE, console
 from step2_tool_calling.conversation import (
     Call,
@@ -28,8 +30,6 @@ from step2_tool_calling.conversation import (
     TurnDone,
     Usage,
 )
-from step2_tool_calling.foreign_text import one_line
-from step2_tool_calling.foreign_text import printable as printable  # chat.py and others import it from here
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step2_tool_calling.foreign_text import encodable
+from shared.foreign_text import encodable
 from step2_tool_calling.loop import READ_CHARACTERS, RESULT_CHARACTERS, as_data
 from step2_tool_calling.redaction import redact
 

@@ -1,15 +1,12 @@
 """Text that others wrote (models, tools, documents, servers), before it reaches a prompt, a request or a terminal.
 
-    python -m pytest tests/step2/test_foreign_text.py tests/step2/test_openapi_hostile.py
+    python -m pytest tests/step2/test_foreign_text.py tests/step3/test_generation.py
 
 Each place obeys something else: a chat template's tokens open turns, a terminal follows escape sequences, and UTF-8
 cannot hold half a surrogate pair. The functions here take that away and leave the text readable.
 """
 
 import re
-from typing import Any
-
-MAX_DESCRIPTION = 1000  # characters; OpenAI refuses more than 1024
 
 # C0 controls become their pictures (␛ for escape), so that one sees what was there. A carriage return goes: it is half
 # of a Windows line end, or it overwrites a line. DEL, C1 controls (0x9b is an escape sequence of its own), half
@@ -41,9 +38,9 @@ def unmarked(text: str) -> str:
     """Return the text with the special tokens of known chat templates broken up by a zero-width space.
 
     It is as readable as before, but no longer the token. New templates bring new tokens, and a model can be persuaded
-    without any: this is one defence of several.
+    without any: this is one defence of several. The result is `encodable`.
     """
-    return _MARKERS.sub(lambda match: match[0] + "\u200b", text)
+    return _MARKERS.sub(lambda match: match[0] + "\u200b", encodable(text))
 
 
 def encodable(text: str) -> str:
@@ -56,11 +53,3 @@ def encodable(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
-
-
-def as_description(text: Any) -> str:
-    """Return what a document or a server says about a tool or an argument, fit for the prompt and for the terminal.
-
-    At most 1,000 characters; "" for what is no text (YAML can put a list here that its aliases make endless).
-    """
-    return unmarked(printable(text[:MAX_DESCRIPTION]))[:MAX_DESCRIPTION] if isinstance(text, str) else ""

@@ -1,0 +1,1 @@
+"""Step 3: a self-reflective RAG application; every decision visible, every part's worth measured."""

@@ -1,0 +1,1 @@
+"""What step 3 is measured on and how: data, metrics, resumable runs, tables (cli_eval.py runs them)."""

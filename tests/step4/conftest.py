@@ -1,0 +1,43 @@
+"""Calling step 4's program from a test, and the endpoint it talks to."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from evaluation_world import served_models
+from scripted_endpoint import Served
+
+from step4_finetune.cli import main
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def step4(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Call the program in this process, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["step4", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Done(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    """Models over HTTP that know what evaluation_world.KNOWS says."""
+    with served_models() as found:
+        yield found
