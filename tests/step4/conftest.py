@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from evaluation_world import served_models
+from harness_world import served_models
 from scripted_endpoint import Served
 
 from step4_finetune.cli import main
@@ -38,6 +38,6 @@ def step4(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, t
 
 @pytest.fixture
 def served() -> Iterator[Served]:
-    """Models over HTTP that know what evaluation_world.KNOWS says."""
+    """Models over HTTP that know what harness_world.KNOWS says."""
     with served_models() as found:
         yield found

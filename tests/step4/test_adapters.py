@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from evaluation_world import install, served_models, write_adapter, write_training
+from harness_world import install, served_models, write_adapter, write_training
 from safetensors.torch import load_file, save_file
 
 from shared.errors import UserError

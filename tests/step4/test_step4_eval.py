@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from evaluation_world import CITIES, use_tasks
+from harness_world import CITIES, use_tasks
 from safetensors.torch import save_file
 from scripted_endpoint import Served
 
@@ -161,7 +161,7 @@ def test_an_adapter_that_is_not_there_is_named(step4: Any, tiny_llama: Path, mon
 
 
 def test_regressions_are_measured_per_adapter(step4: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from evaluation_world import write_adapter
+    from harness_world import write_adapter
 
     from step4_finetune.evaluation import regressions
 

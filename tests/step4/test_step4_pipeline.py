@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation_world import CITIES, install, write_training
+from harness_world import CITIES, install, write_training
 from scripted_endpoint import Served
 
 from shared.errors import UserError

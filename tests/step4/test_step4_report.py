@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation_world import KNOWS, install, served_models, write_training
+from harness_world import KNOWS, install, served_models, write_training
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from shared.errors import UserError
@@ -129,7 +129,7 @@ def test_training_that_is_gone_is_said(evaluation: Path, tmp_path: Path) -> None
     path = tmp_path / "eval/evaluation.json"
     path.write_text(path.read_text().replace("tools_sft/adapter", "gone/adapter"))
     with pytest.MonkeyPatch.context() as patch:
-        from evaluation_world import use_tasks
+        from harness_world import use_tasks
 
         use_tasks(patch)
         write_report(tmp_path / "eval", tmp_path / "r.html")
