@@ -32,14 +32,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
 )
 
-# What `demo` asks of the encyclopaedia: one question that is answered, one that is put in other words first, one that
-# the collection cannot answer.
-DEMO = (
-    "can you really hear the ocean in a seashell",
-    "is the cow-tipping thing real",
-    "who won the first season of the show that was filmed on the moon",
-)
-
 
 @app.command("ingest")
 def ingest_verb(
@@ -109,7 +101,16 @@ def sources_verb(collection: Collection = "default", json: Json = False) -> None
 
 @app.command("ui")
 def ui_verb(
-    collection: Collection = "default",
+    collection: Annotated[
+        str | None,
+        typer.Option(
+            "--collection",
+            "-c",
+            metavar="NAME",
+            show_default="default, else the first there is",
+            help="The collection.",
+        ),
+    ] = None,
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where to listen; the page has no password.")
     ] = "127.0.0.1",
@@ -121,47 +122,37 @@ def ui_verb(
     """
     from step3_rag.ingest import collection_folder
     from step3_rag.page import launch
+    from step3_rag.uploads import collections
 
-    launch(collection_folder(collection), host, port)
+    folder = collection_folder(collection or "default")
+    if collection is None and not (folder / "collection.db").exists():  # after `make step3` there is only its own
+        folder = next((folder.with_name(name) for name in collections(folder.parent)), folder)
+    launch(folder, host, port)
 
 
 @app.command("demo")
 def demo_verb(model: Model = None, json: Json = False) -> None:
-    """Index a small encyclopaedia and ask it three questions: what `make step3` runs.
+    """Index a small encyclopaedia and ask it questions: what `make step3` runs.
+
+    One is answered, one is put in other words first, one is declined.
 
     The first time takes a few minutes, for 2,651 articles have to be embedded.
 
     Example: step3 demo
     """
-    from step3_rag.answers import Answer, Step
+    from step3_rag.demo import perform
     from step3_rag.demo_collection import COLLECTION, ingest_demo
     from step3_rag.encoder import Encoder
     from step3_rag.ingest import collection_folder, progress_bar
-    from step3_rag.reflection import Reflection
-    from step3_rag.reflection import run as reflect
     from step3_rag.resources import open_resources
-    from step3_rag.trace import Trace, document
 
     folder = collection_folder(COLLECTION)
     with progress_bar() as on_progress:
         report = ingest_demo(folder, Encoder(), on_progress)
     if not json:
         _show_report(report)
-    documents = []
     with open_resources(folder, model=model, quiet=json) as resources:
-        show = Trace(steps=True)
-        for question in DEMO:
-            steps: list[Step] = []
-            if not json:
-                console(stderr=True).print(f"\n[bold]you>[/] {question}")
-                show.begin()
-            for event in reflect(question, resources, Reflection()):
-                if not json:
-                    show(event)
-                if isinstance(event, Step):
-                    steps.append(event)
-                elif isinstance(event, Answer):
-                    documents.append(document(event, steps))
+        documents = perform(resources, quiet=json)
     if json:
         print_json(documents)
     else:

@@ -94,12 +94,13 @@ def _first_token(metadata: dict[str, Any]) -> dict[str, float]:
 def embedding(encoder: TextEncoder) -> Grader:
     """Return the grader by cosine; negative ones count as 0.
 
-    relevant: question and passage. answerable: question and the passage's nearest sentence. grounded: answer and the
-    passage's nearest sentence.
+    relevant: question and passage. answerable: question and the passage's nearest sentence. grounded: question with
+    answer and the passage's nearest sentence; "Yes." or "His brother" alone says too little: on the calibration cases
+    the answer alone had an AUROC of 0.84, with its question 0.91.
     """
 
     def grade(task: Task, cases: Sequence[Case]) -> list[float]:
-        asked = [case.answer if task == "grounded" else case.question for case in cases]
+        asked = [f"{case.question} {case.answer}" if task == "grounded" else case.question for case in cases]
         parts = [[case.passage] if task == "relevant" else _sentences(case.passage) for case in cases]
         unique = list(dict.fromkeys([*asked, *(part for texts in parts for part in texts)]))
         rows = dict(zip(unique, encoder.encode(unique), strict=True))

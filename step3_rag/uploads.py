@@ -23,10 +23,10 @@ from step3_rag.store import Store
 LONGEST_NAME = 120  # bytes; file systems take 255, and temporary names are longer than the name
 
 
-def collections(root: Path, chosen: str) -> list[str]:
-    """Return the names of the collections under `root`, and `chosen`, which may be yet to be made."""
+def collections(root: Path, *chosen: str) -> list[str]:
+    """Return the names of the collections under `root`, and those `chosen`, which may be yet to be made."""
     found = {path.parent.name for path in root.glob("*/collection.db")}
-    return sorted({chosen, *found})
+    return sorted({*chosen, *found})
 
 
 def clean_name(name: str) -> str:

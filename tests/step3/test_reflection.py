@@ -87,11 +87,11 @@ def test_a_rewrite_that_finds_the_passage_leads_to_an_answer() -> None:
 
     how = settle(retrievers=("lexical",), k=1)
     events, answer = asked(resources(grade, say, index=index), how, "What is this question about?")
-    assert answer.rewrites == ("Which question is about salmon in water?",)
+    assert answer.rewrites == ("question notes", "Which question is about salmon in water?")
     assert not answer.abstained
     assert ("rewrite", "new query") in outcomes(events)
     grades = [event.detail["relevant"] for event in events if isinstance(event, Step) and event.node == "grade"]
-    assert grades == [[0.1], [0.9, 0.1]]  # what was found before is kept, and not graded again
+    assert grades == [[0.1], [0.1], [0.9, 0.1]]  # what was found before is kept, and not graded again
 
 
 def test_what_is_relevant_but_does_not_answer_is_declined_too() -> None:

@@ -19,7 +19,7 @@ from collections_on_disk import write_files
 from fake_encoder import FakeEncoder
 
 from shared.config import settings
-from step3_rag import cli, demo_collection
+from step3_rag import cli, demo, demo_collection
 from step3_rag.answers import Answer, Step
 from step3_rag.index import Index
 from step3_rag.ingest import collection_folder
@@ -276,13 +276,21 @@ def test_calibrate_prints_a_threshold(step3: Any) -> None:
 # -- ui and demo -------------------------------------------------------------------------------------------------------
 
 
-def test_ui_opens_the_page_on_the_chosen_collection(step3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ui_opens_the_page_on_the_chosen_collection(step3: Any, docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[tuple[Path, str, int]] = []
     page = type(sys)("step3_rag.page")  # the real one imports Gradio, and is tested by its own tests
     page.launch = lambda folder, host, port: opened.append((folder, host, port))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "step3_rag.page", page)
     assert step3("ui", "-c", "work", "--port", 7999).code == 0
     assert opened == [(collection_folder("work"), "127.0.0.1", 7999)]
+    # None named: `default`, unless there are others only.
+    step3("ui")
+    step3("ingest", docs, "-c", "zebra")
+    step3("ingest", docs, "-c", "work")
+    step3("ui")
+    step3("ingest", docs)
+    step3("ui")
+    assert [folder.name for folder, _, _ in opened[1:]] == ["default", "work", "default"]
 
 
 @pytest.fixture
@@ -303,36 +311,39 @@ def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
         yield Answer(question, f"answer to {question}", (), True, "a fake", (), 0, "collection", (), 1, 0.1)
 
     monkeypatch.setattr("step3_rag.resources.open_resources", open_resources)
-    monkeypatch.setattr("step3_rag.reflection.run", run)
+    monkeypatch.setattr("step3_rag.demo.run", run)
     return opened
 
 
-def test_demo_indexes_asks_three_questions_and_names_the_page(step3: Any, scripted: list[Path]) -> None:
+def test_demo_indexes_asks_and_names_the_page(step3: Any, scripted: list[Path]) -> None:
     done = step3("demo")
     assert done.code == 0
     assert scripted == [collection_folder(demo_collection.COLLECTION)]
     assert Store(scripted[0]).count() == 1
     assert "1 added; 1 passages" in done.err
-    for question in cli.DEMO:
+    for question in demo.QUESTIONS["declined"][:1]:
         assert f"you> {question}" in done.err
         assert f"answer to {question}" in done.out
     last = done.err.rstrip().splitlines()[-1]
     assert "python -m step3_rag ui --collection encyclopaedia" in last
-    documents = json.loads(step3("demo", "--json").out)
-    assert [document["question"] for document in documents] == list(cli.DEMO)
+    assert json.loads(step3("demo", "--json").out)[-1]["shows"] == "declined"
 
 
 @pytest.mark.real
-def test_the_demo_answers_rewrites_and_declines(tmp_path: Path) -> None:
-    """Needs the embedding and the chat model, and some minutes the first time."""
+def test_the_demo_answers_rewrites_and_declines() -> None:
+    """Needs the embedding and the chat model, and some minutes the first time.
+
+    Whatever adapter, grader or processor there is: each ending is shown by one of its questions.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "step3_rag", "demo", "--json"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    answered, rewritten, declined = json.loads(done.stdout)
-    assert not answered["abstained"]
-    assert answered["sentences"][0]["citations"]
-    assert not rewritten["abstained"]
-    assert rewritten["rewrites"]
-    assert declined["abstained"]
-    assert declined["reason"]
+    shown = {document["shows"]: document for document in json.loads(done.stdout)}
+    assert set(shown) >= {"answered", "rewritten", "declined"}, done.stdout
+    for ending in ("answered", "rewritten"):
+        assert not shown[ending]["abstained"]
+        assert all(sentence["citations"] for sentence in shown[ending]["sentences"])
+    assert shown["rewritten"]["rewrites"]
+    assert shown["declined"]["abstained"]
+    assert shown["declined"]["reason"]
