@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, PrinterCallback, Trainer, set_seed
@@ -27,6 +26,7 @@ from shared.files import atomic_directory, atomic_write
 from step4_finetune import attention
 from step4_finetune.collate import Example, Layout, collate
 from step4_finetune.lora_linear import fuse_lora
+from step4_finetune.output_loss import head_loss
 from step4_finetune.qlora import quantization
 from step4_finetune.recipe import Recipe
 
@@ -131,8 +131,7 @@ def forward_loss(
 ) -> dict[str, Tensor]:
     """A causal model's forward pass that ends in the summed loss of the trained tokens (a method put on the model)."""
     states = self.base_model(input_ids=input_ids, position_ids=position_ids, layout=layout, use_cache=False)[0]
-    logits = self.get_output_embeddings()(states[0, predictors])
-    return {"loss": F.cross_entropy(logits.float(), labels, reduction="sum")}
+    return {"loss": head_loss(states[0, predictors], self.get_output_embeddings().weight, labels)}
 
 
 def load_model(recipe: Recipe, directory: Path) -> torch.nn.Module:

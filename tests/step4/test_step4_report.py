@@ -186,8 +186,11 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def show(browser: Browser, page: str, tmp_path: Path) -> Iterator[Callable[..., Page]]:
-    """Open the page; at the end nothing may have complained or asked for anything but the file."""
+def show(page: str, browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Page]]:
+    """Open the page; at the end nothing may have complained or asked for anything but the file.
+
+    `page` comes first: Playwright keeps an event loop running in this thread, and measuring starts one of its own.
+    """
     opened: list[Opened] = []
 
     def show(**options: Any) -> Page:
