@@ -83,14 +83,17 @@ def _proposals(piece: _Piece, question: str, passages: Sequence[Passage]) -> dic
 
     A sentence without words of its own ("Yes.") borrows the question's. Spans that share equally many are told apart
     by the question's words, then the shorter one wins. No shared word, no proposal; a passage that the sentence names
-    by a marker is always proposed.
+    by a marker is always proposed. A title is no evidence: "# Cow tipping" does not say that cows are tipped.
     """
     asked = set(words(question))
     wanted = stated(piece.text) or asked
     found: dict[int, tuple[tuple[int, int, int], tuple[int, int]]] = {}
     for place, passage in enumerate(passages):
+        titles = [words(title) for title in passage.heading_path]
         for start, end, _ in split(passage.text):
-            here = set(words(passage.text[start:end]))
+            if (read := words(passage.text[start:end])) in titles:
+                continue
+            here = set(read)
             score = (len(here & wanted), len(here & asked), start - end)
             if score[0] and (place not in found or score > found[place][0]):
                 found[place] = (score, (start, end))

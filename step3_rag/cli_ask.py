@@ -49,7 +49,7 @@ def ask(
 
     if not question.strip():
         raise UserError("the question is empty")
-    settings = _settings(grader, k)
+    settings = _settings(grader, k, model)
     steps: list[Step] = []
     with _opened(collection, model, settings, quiet=json) as resources:
         show = Trace(steps=trace)
@@ -80,7 +80,7 @@ def chat(
     from step3_rag.chat import converse
     from step3_rag.trace import document
 
-    settings = _settings(grader, k)
+    settings = _settings(grader, k, model)
     with _opened(collection, model, settings, quiet=json) as resources:
         if not json:
             say("/help lists the commands")
@@ -89,11 +89,11 @@ def chat(
         print_json([document(answer, steps) for answer, steps in zip(talk.answers, talk.steps, strict=True)])
 
 
-def _settings(grader: str | None, k: int) -> "Reflection":
-    from step3_rag.graders import DEFAULT_GRADER
+def _settings(grader: str | None, k: int, model: str | None) -> "Reflection":
     from step3_rag.reflection import Reflection
+    from step3_rag.resources import default_grader
 
-    return Reflection(k=k, grader=grader or DEFAULT_GRADER)
+    return Reflection(k=k, grader=grader or default_grader(model))
 
 
 def _opened(

@@ -21,9 +21,10 @@ from step3_rag.trace import Trace, document
 # five passages at first, and is once the titles of those are searched as well: no model takes part in that.
 QUESTIONS: Mapping[str, tuple[str, ...]] = {
     "answered": (
-        "what causes the sound of the ocean in a seashell",
         "what is a thundersnow",
-        "why do you hear the ocean in a seashell",
+        "what is a pizzly bear",
+        "what is the salt belt",
+        "what causes the sound of the ocean in a seashell",
     ),
     "rewritten": (
         "do you need a tv license in uk",
@@ -53,11 +54,11 @@ def perform(resources: Resources, *, quiet: bool = False) -> list[dict[str, Any]
 
     `shows` is None for one that ended otherwise. quiet: print nothing. Raises UserError as reflection.run does.
     """
-    trace = Trace(steps=True)
+    trace, settings = Trace(steps=True), Reflection(grader=next(iter(resources.graders)))
     documents = []
     for ending, questions in QUESTIONS.items():
         for question in questions:
-            answer, steps = _ask(question, resources, None if quiet else trace)
+            answer, steps = _ask(question, resources, settings, None if quiet else trace)
             shown = ending in shows(answer)
             documents.append(document(answer, steps) | {"shows": ending if shown else None})
             if shown:
@@ -67,12 +68,12 @@ def perform(resources: Resources, *, quiet: bool = False) -> list[dict[str, Any]
     return documents
 
 
-def _ask(question: str, resources: Resources, trace: Trace | None) -> tuple[Answer, list[Step]]:
+def _ask(question: str, resources: Resources, settings: Reflection, trace: Trace | None) -> tuple[Answer, list[Step]]:
     steps: list[Step] = []
     if trace:
         console(stderr=True).print(f"\n[bold]you>[/] {question}")
         trace.begin()
-    for event in run(question, resources, Reflection()):
+    for event in run(question, resources, settings):
         if trace:
             trace(event)
         if isinstance(event, Step):

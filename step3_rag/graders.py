@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 GRADERS = ("llm", "adapter", "embedding", "overlap")
 DEFAULT_GRADER = "embedding"
+WITHOUT_ADAPTER = "embedding"  # the default in its place where that is the adapter and the model in use has none
 ADAPTER = "grader"  # the name under which an endpoint serves step 4's adapter
 THRESHOLDS = Path(__file__).with_name("thresholds.toml")
 AT_ONCE = 8  # requests under way; the embedded engine runs 8 sequences in one batch

@@ -62,11 +62,12 @@ class Library:
 
     def ask(self, question: str, history: Sequence[tuple[str, str]], folder: Path) -> Iterator[Event]:
         """Answer a question, made stand-alone where it leans on the history; raises as reflection.run does."""
-        from step3_rag.reflection import run
+        from step3_rag.reflection import Reflection, run
         from step3_rag.rewriting import standalone
 
         resources = self.resources(folder)
-        yield from run(standalone(resources.model, question, history).query, resources)
+        settings = Reflection(grader=next(iter(resources.graders)))
+        yield from run(standalone(resources.model, question, history).query, resources, settings)
 
     def resources(self, folder: Path) -> "Resources":
         """What answering from a collection needs; the model is loaded with the first."""

@@ -14,7 +14,7 @@ from shared.endpoint import PUBLISHED
 from shared.errors import UserError
 from step3_rag.chat_model import ChatModel, open_chat_model
 from step3_rag.encoder import TextEncoder
-from step3_rag.graders import ADAPTER, DEFAULT_GRADER, GRADERS, Grader, embedding, overlap, yes_or_no
+from step3_rag.graders import ADAPTER, DEFAULT_GRADER, GRADERS, WITHOUT_ADAPTER, Grader, embedding, overlap, yes_or_no
 from step3_rag.index import Index
 from step3_rag.rerank import Reranker, load_reranker
 from step3_rag.routing import Router
@@ -42,19 +42,21 @@ def open_resources(
     folder: Path,
     *,
     model: str | None = None,
-    graders: Sequence[str] = (DEFAULT_GRADER,),
+    graders: Sequence[str] | None = None,
     rerankers: Sequence[str] = (),
     quiet: bool = False,
 ) -> Iterator[Resources]:
     """Load what answering from a collection needs; an embedded engine lives as long as the block does.
 
-    folder: of the collection. model, quiet: as shared.endpoint.connect. graders, rerankers: names, all loaded.
+    folder: of the collection. model, quiet: as shared.endpoint.connect. graders, rerankers: names, all loaded;
+    None is the default grader.
     Raises UserError when there is no such collection, model, grader or reranker, or no adapter for the grader of that
     name.
     """
     from shared.endpoint import connect
     from step3_rag.encoder import Encoder
 
+    graders = [default_grader(model)] if graders is None else graders
     for name in graders:
         if name not in GRADERS:
             raise UserError(f"--grader {name!r}: use one of {', '.join(GRADERS)}")
@@ -72,6 +74,22 @@ def open_resources(
             {name: _grader(name, endpoint, chat_model, encoder) for name in graders},
             {name: load_reranker(name, encoder) for name in rerankers},
         )
+
+
+def default_grader(model: str | None = None) -> str:
+    """Return the grader for where nobody names one: DEFAULT_GRADER, unless that is an adapter that there is not.
+
+    model: as open_resources takes it. An endpoint elsewhere may serve the adapter; it is used there when it is named.
+    """
+    from shared.config import settings
+    from shared.endpoint import published_adapter
+
+    config = settings()
+    if DEFAULT_GRADER == "adapter" and (
+        config.openai_base_url or published_adapter(ADAPTER, model or config.model) is None
+    ):
+        return WITHOUT_ADAPTER
+    return DEFAULT_GRADER
 
 
 def _adapters(graders: Sequence[str], model: str | None) -> list[Path]:

@@ -66,10 +66,14 @@ def next_query(model: ChatModel, question: str, nearest: Sequence[Hit], tried: S
 
 
 def faithful(rewrite: str, question: str) -> bool:
-    """Whether a rewrite still asks the question: shares half of its words, keeps its numbers, is one short line."""
+    """Whether a rewrite still asks the question: shares half of its words, keeps its numbers, is one short line.
+
+    One that begins to speak of the question or its answer ("The answer to this question is …") is about the task.
+    """
     before, after = set(words(question)), set(words(rewrite))
     return (
-        0 < len(rewrite.split()) <= LONGEST
+        not {"question", "answer"} & (after - before)
+        and 0 < len(rewrite.split()) <= LONGEST
         and "\n" not in rewrite
         and bool(before)
         and len(before & after) >= SHARED * len(before)

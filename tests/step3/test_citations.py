@@ -150,6 +150,14 @@ def marked(answer: str, holds: str = "ab") -> Cited:
     return cite(answer, "What of the Amber?", [passage("a", RIVER), passage("b", TOWN)], support, 0.5)
 
 
+def test_a_title_is_no_evidence() -> None:
+    tipping = passage("a", "# Cow tipping\n\nCows are hard to tip.", titles=["Farms", "Cow tipping"])
+    (sentence,) = cite("Cow tipping is real.", "Is cow tipping real?", [tipping], everything, 0.5).sentences
+    assert [citation.quote for citation in sentence.citations] == ["Cows are hard to tip."]
+    alone = passage("b", "# Cow tipping", titles=["Cow tipping"])
+    assert cite("Cow tipping is real.", "Is cow tipping real?", [alone], everything, 0.5).text == ""
+
+
 @pytest.mark.parametrize("answer", ["Garnet lies on the Amber [2].", "Garnet lies on the Amber. [2]"])
 def test_markers_are_read_checked_and_taken_out(answer: str) -> None:
     cited = marked(answer)

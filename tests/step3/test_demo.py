@@ -4,6 +4,7 @@ python -m pytest tests/step3/test_demo.py
 """
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from fake_index import passage
 
 from step3_rag import demo
 from step3_rag.answers import Answer, Citation, Sentence, Step
+
+RESOURCES: Any = SimpleNamespace(graders={"overlap": None})
 
 
 def answer(question: str, *, abstained: bool = False, cited: bool = True, rewrites: tuple[str, ...] = ()) -> Answer:
@@ -43,8 +46,7 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
 def test_each_ending_takes_one_question_where_all_goes_well(ends: dict[str, dict[str, Any]]) -> None:
     answered, rewritten, declined = (questions[0] for questions in demo.QUESTIONS.values())
     ends |= {answered: {}, rewritten: {"rewrites": ("r",)}}
-    nothing: Any = None
-    documents = demo.perform(nothing, quiet=True)
+    documents = demo.perform(RESOURCES, quiet=True)
     assert [(document["question"], document["shows"]) for document in documents] == [
         (answered, "answered"),
         (rewritten, "rewritten"),
@@ -58,8 +60,7 @@ def test_what_ends_otherwise_is_shown_and_another_is_asked(
 ) -> None:
     answered, rewritten, declined = demo.QUESTIONS.values()
     ends |= {answered[1]: {}, rewritten[0]: {}, rewritten[1]: {"rewrites": ("r",)}, declined[0]: {}}
-    nothing: Any = None
-    documents = demo.perform(nothing)
+    documents = demo.perform(RESOURCES)
     assert [document["question"] for document in documents] == [*answered[:2], *rewritten[:2], *declined[:2]]
     assert [document["shows"] for document in documents] == [None, "answered", None, "rewritten", None, "declined"]
     err = " ".join(capsys.readouterr().err.split())
@@ -68,7 +69,6 @@ def test_what_ends_otherwise_is_shown_and_another_is_asked(
 
 
 def test_an_ending_that_none_has_does_not_go_on_for_ever(ends: dict[str, dict[str, Any]]) -> None:
-    nothing: Any = None
-    documents = demo.perform(nothing, quiet=True)
+    documents = demo.perform(RESOURCES, quiet=True)
     assert len(documents) == len(demo.QUESTIONS["answered"]) + len(demo.QUESTIONS["rewritten"]) + 1
     assert [document["shows"] for document in documents if document["shows"]] == ["declined"]

@@ -58,6 +58,7 @@ def test_an_answer_in_place_of_a_question_is_called_a_guess() -> None:
         "The Amber river is long.",  # loses the year
         "What is the length of the river Amber in 1991?",  # another year
         "how long is the amber RIVER in 1990",  # the question again
+        "The answer to this question is: how long is the Amber river in 1990?",  # about the task
         "Amber river 1990 " + "very " * LONGEST,
     ],
 )

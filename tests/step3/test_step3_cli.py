@@ -304,7 +304,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
 
     def open_resources(folder: Path, **_: Any) -> Any:
         opened.append(folder)
-        return nullcontext()
+        return nullcontext(SimpleNamespace(graders={"overlap": None}))
 
     def run(question: str, resources: Any, settings: Any) -> Iterator[Step | Answer]:
         yield Step("route", "collection", {"similarity": 0.5})
