@@ -37,11 +37,18 @@ if ! .venv/bin/uv --version 2>/dev/null | grep -q "$UV_VERSION"; then
     attempt .venv/bin/python -m pip install --quiet --disable-pip-version-check "uv==$UV_VERSION"
 fi
 
+# Step 5's engine is vLLM, which there is for Linux: its CPU build, or where an NVIDIA driver is loaded the CUDA one.
+engine=""
+if [ "$(uname -s)" = Linux ]; then
+    engine="[cpu]"
+    if [ -e /proc/driver/nvidia/version ] || [ -e /dev/nvidia0 ]; then engine="[cuda]"; fi
+fi
 packages=""
 for name in "$@"; do
     case $name in
-        dev) packages="$packages -e shared"; for step in step[1-5]_*; do packages="$packages -e $step"; done
-             packages="$packages -e .[dev]" ;;
+        dev) packages="$packages -e shared"; for step in step[1-4]_*; do packages="$packages -e $step"; done
+             packages="$packages -e ./step5_serving$engine -e .[dev]" ;;
+        step5) packages="$packages -e shared -e ./step5_serving$engine" ;;
         *) packages="$packages -e shared -e $(echo "$name"_*)" ;;
     esac
 done

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from step5_serving.refusals import Refusal
 
 MEMORY = 30.0  # seconds over which the drain rate is averaged: engines slow down and speed up with the prompts
+LONGEST_RETRY = 60.0  # seconds: later than that, nobody knows how full the queue will be
 
 
 @dataclass(eq=False)
@@ -68,7 +69,7 @@ class Admission:
     @property
     def rate(self) -> float:
         """Tokens that finish per second while every slot is taken."""
-        return self._drained / self._seconds
+        return max(1.0, self._drained / self._seconds)  # when only refusals finish, too
 
     @property
     def bound(self) -> float:
@@ -90,7 +91,7 @@ class Admission:
                 429, "queue_full",
                 f"The service is at its limit: {self.queued} requests are waiting, as many as start within "
                 f"{self.max_wait:g} s; try again later.",
-                retry_after=seconds,
+                retry_after=min(seconds, LONGEST_RETRY),
             )  # fmt: skip
         if not lane.waiting:
             lane.served = max(lane.served, self._now)  # idle time earns no credit

@@ -2,8 +2,8 @@
 
 GET /health    the process is alive            GET /v1/models          what this key may use
 GET /ready     an engine answers               GET /v1/usage           this key's tokens and money
-GET /metrics   Prometheus                      GET /v1/usage/{id}      one request's, by its x-request-id
-GET /openapi.json
+GET /metrics   Prometheus                      GET /v1/usage/{id}      one request's, by our x-request-id
+GET /openapi.json                              GET /, GET /live         the page (web/)
 """
 
 import asyncio
@@ -24,6 +24,7 @@ from step5_serving.gateway import Completions
 from step5_serving.limits import Account
 from step5_serving.refusals import Refusal, invalid
 from step5_serving.usage import request_row, usage_rows
+from step5_serving.web.page import add_page
 
 if TYPE_CHECKING:
     from step5_serving.service import Parts
@@ -60,6 +61,12 @@ def create_app(parts: "Parts") -> FastAPI:
         authorization = request.headers.get("authorization")
         return parts.keys.authenticate(authorization.encode("latin-1") if authorization else None)
 
+    async def operator(request: Request) -> None:
+        # What the figures say about the business is nobody's but the operator's: elsewhere they take a key, which
+        # Prometheus can send (authorization: credentials).
+        if request.client is None or not is_loopback(request.client.host):
+            await account(request)
+
     Key = Annotated[Account, Depends(account)]
 
     # Starlette gives a class that is no function the bare request: no body is read, no response object made.
@@ -80,12 +87,8 @@ def create_app(parts: "Parts") -> FastAPI:
             raise parts.engines.unavailable()
         return {"status": "ready", "engines": engines}
 
-    @app.get("/metrics")
-    async def metrics(request: Request) -> Response:
-        # What it says about the business is nobody's but the operator's: elsewhere it takes a key, which Prometheus
-        # can send (authorization: credentials).
-        if request.client is None or not is_loopback(request.client.host):
-            await account(request)
+    @app.get("/metrics", dependencies=[Depends(operator)])
+    async def metrics() -> Response:
         return Response(parts.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/v1/models")
@@ -126,6 +129,8 @@ def create_app(parts: "Parts") -> FastAPI:
         if row is None:
             raise invalid("No request of this key has that id.", "request_not_found", 404)
         return row
+
+    add_page(app, parts.live, operator)
 
     @app.get("/openapi.json", include_in_schema=False)
     async def document() -> dict[str, Any]:

@@ -80,6 +80,8 @@ def understand(body: bytes) -> Call:
     stream = _field(document, "stream", bool) or False
     most = _field(document, "max_completion_tokens", int)
     most = _field(document, "max_tokens", int) if most is None else most
+    if most is not None and most < 0:  # it would lower the reservation of the spending cap
+        raise invalid("max_tokens must not be negative.")
     prompts = _prompts(document.get("prompt"))
     answers = max(1, _field(document, "n", int) or 1) * prompts
     hide = False

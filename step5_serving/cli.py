@@ -26,19 +26,28 @@ app = typer.Typer(
 )
 
 
+Engine = Annotated[
+    str | None,
+    typer.Option(metavar="vllm|embedded", show_default="vllm, where it is not installed embedded",
+                 help="What computes: vLLM, or the project's own engine."),
+]  # fmt: skip
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", metavar="MODEL", show_default="$MODEL, else smollm2-135m",
+                 help="Catalog name, directory or Hub id."),
+]  # fmt: skip
+Adapter = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="DIR", show_default="those of shared/adapters made for the model",
+                 help="LoRA directory, served under its name; repeatable."),
+]  # fmt: skip
+
+
 @app.command(context_settings={"ignore_unknown_options": True})
 def serve(
-    engine: Annotated[str, typer.Option(help="vllm, or embedded: the project's own, without vLLM.")] = "vllm",
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", metavar="MODEL", show_default="$MODEL, else smollm2-135m",
-                     help="Catalog name, directory or Hub id."),
-    ] = None,
-    adapter: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="DIR", show_default="those of shared/adapters made for the model",
-                     help="LoRA directory, served under its name; repeatable."),
-    ] = None,
+    engine: Engine = None,
+    model: Model = None,
+    adapter: Adapter = None,
     engine_url: Annotated[
         list[str] | None,
         typer.Option(metavar="URL", show_default=False,
@@ -73,40 +82,18 @@ def serve(
     Example: step5 serve --engine embedded --port 8000
     """
     from shared.config import settings
-    from step5_serving.launch import (
-        EMBEDDED_SLOTS,
-        VLLM_SLOTS,
-        Launch,
-        embedded_launch,
-        published_adapters,
-        vllm_launch,
-    )
+    from step5_serving.launch import VLLM_SLOTS, choose_launch
     from step5_serving.service import Options, Timeouts
     from step5_serving.service import serve as run_service
 
-    if engine not in ("vllm", "embedded"):
-        raise UserError(f"--engine {engine!r}: use vllm or embedded")
-    if engine_arguments and (engine == "embedded" or engine_url):
+    if engine_url and engine_arguments:
         raise UserError(
             f"{engine_arguments[0]!r} is no option of serve; arguments after -- are for a vLLM started here"
         )
-    launches: list[Launch] = []
+    launches = []
     if not engine_url:
         spec = model or settings().model
-        adapters = published_adapters(spec) if adapter is None else adapter
-        for folder in adapters:
-            if not (folder / "adapter_config.json").is_file():
-                raise UserError(f"--adapter {folder}: no adapter_config.json in it; give a LoRA directory")
-        if engine == "embedded":
-            launches.append(embedded_launch(spec, adapters, slots=slots or EMBEDDED_SLOTS))
-        else:
-            from step5_serving.checkpoint import directory_of
-
-            name = Path(spec).name if Path(spec).is_dir() else spec
-            directory = directory_of(spec)
-            launches.append(
-                vllm_launch(directory, name, adapters, slots=slots or VLLM_SLOTS, extra=engine_arguments or ())
-            )
+        launches.append(choose_launch(engine, spec, adapter, slots=slots, extra=engine_arguments or ()))
     run_service(
         Options(
             host,
@@ -120,6 +107,21 @@ def serve(
             log,
         )
     )
+
+
+@app.command()
+def demo(engine: Engine = None, model: Model = None, adapter: Adapter = None, json: Json = False) -> None:
+    """Start the service on a free port, send a streamed chat and a tool call, show what they cost, and stop.
+
+    Example: step5 demo --engine embedded
+    """
+    from shared.config import settings
+    from step5_serving.demo import demo as run_demo
+    from step5_serving.launch import choose_launch
+
+    found = run_demo(choose_launch(engine, model or settings().model, adapter), quiet=json)
+    if json:
+        print_json(found)
 
 
 @app.command()

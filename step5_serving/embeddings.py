@@ -42,13 +42,14 @@ class Embeddings(Endpoint):
         """See Endpoint."""
         request = _request(body)
         texts = [request.input] if isinstance(request.input, str) else request.input
+        self.check_scope(exchange, request.model)
         if request.model != MODEL:
             raise Refusal(404, "model_not_found", f"Embeddings come from the model {MODEL!r}.")
         if not 0 < len(texts) <= MOST_TEXTS:
             raise invalid(f"input: give 1 to {MOST_TEXTS} texts.")
         exchange.call = Call(MODEL, False, 0, 1, 1, False, b"")
         exchange.known = True
-        self.authorise(exchange, body, MODEL, 0, 1)
+        self.reserve(exchange, body, MODEL, 0, 1)
         if self._waiting and self._waiting + len(texts) > MOST_WAITING:
             raise Refusal(429, "queue_full", f"{self._waiting} texts are waiting; try again later.", retry_after=5)
         self._waiting += len(texts)

@@ -82,12 +82,16 @@ class Endpoint:
         """Answer the request, settling before the last byte; or return, or raise Refusal, without."""
         raise NotImplementedError
 
-    def authorise(self, exchange: Exchange, body: bytes, model: str, most: int | None, answers: int) -> None:
-        """Check scope and limits and reserve what the request will probably use. Raises Refusal 403 or 429."""
+    def check_scope(self, exchange: Exchange, model: str) -> None:
+        """Raises Refusal 403 for a model that is not the key's to use, whether it exists or not."""
+        assert exchange.key is not None
+        if not exchange.key.may_use(model):
+            raise Refusal(403, "model_not_allowed", f"This key may not use the model {model[:100]!r}.")
+
+    def reserve(self, exchange: Exchange, body: bytes, model: str, most: int | None, answers: int) -> None:
+        """Check the key's limits and take what the request will probably use. Raises Refusal 429."""
         key, parts = exchange.key, self.parts
         assert key is not None
-        if not key.may_use(model):
-            raise Refusal(403, "model_not_allowed", f"This key may not use the model {model[:100]!r}.")
         exchange.price = find_price(model, parts.prices)
         exchange.prompt, exchange.completion = parts.estimates.tokens(model, len(body), most, answers)
         if key.cap is not None and exchange.price is not None:
@@ -168,9 +172,10 @@ class Completions(Endpoint):
         """See Endpoint."""
         parts = self.parts
         call = exchange.call = understand(body)
+        self.check_scope(exchange, call.model)
         parts.engines.choose(call.model)  # is there one? 404 or 503 before anything is reserved
         exchange.known = True
-        self.authorise(exchange, body, call.model, call.most, call.answers)
+        self.reserve(exchange, body, call.model, call.most, call.answers)
         assert exchange.key is not None
         ticket = exchange.ticket = parts.admission.enter(exchange.key.id, exchange.prompt + exchange.completion)
         # From here on the only thing the client can still say is that it left.

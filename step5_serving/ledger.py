@@ -15,7 +15,6 @@ import shutil
 import sqlite3
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +44,7 @@ class Ledger:
         self._journal = Journal(self._folder / "journal")
         self._open: dict[str, tuple[dict[str, Any], Exchange]] = {}
         self._queue: queue.SimpleQueue[Row | Path | threading.Event | None] = queue.SimpleQueue()
+        self._closing, self._unwritten = threading.Event(), False
         self._on_error = on_error or (lambda message: print(message, file=sys.stderr))
         self._writer = threading.Thread(target=self._write, name="ledger", daemon=True)
         self._writer.start()
@@ -97,18 +97,27 @@ class Ledger:
         if events:
             self._journal.write({"tokens": events})
 
+    @property
+    def streamed(self) -> int:
+        """Events of the streams that are open now, about one per token."""
+        return sum(exchange.events for _, exchange in self._open.values())
+
     def flush(self) -> None:
-        """Return when everything settled so far is in the database. Blocks: not for the event loop."""
+        """Return when everything settled so far is in the database, or cannot get there now.
+
+        Blocks: not for the event loop.
+        """
         done = threading.Event()
         self._queue.put(done)
-        done.wait()
+        done.wait(5)
 
     def close(self) -> None:
-        """Write everything and end the thread. Requests still open are left to the next process, as interrupted."""
+        """Write everything and end the thread. What is still open or cannot be written is left to the next process."""
+        self._closing.set()
         self._queue.put(None)
         self._writer.join()
         self._database.close()
-        self._journal.close(keep=bool(self._open))
+        self._journal.close(keep=bool(self._open) or self._unwritten)
 
     def _write(self) -> None:
         """The thread: gather what was settled in half a second, write it in one transaction."""
@@ -116,7 +125,7 @@ class Ledger:
         while not ending:
             batch = [self._queue.get()]
             if isinstance(batch[0], list):
-                time.sleep(INTERVAL)
+                self._closing.wait(INTERVAL)
             while not self._queue.empty():
                 batch.append(self._queue.get())
             rows = [item for item in batch if isinstance(item, list)]
@@ -125,8 +134,10 @@ class Ledger:
                     insert(self._database, rows)
                     rows = []
                 except sqlite3.Error as error:
-                    self._on_error(f"the database cannot be written, trying again: {error}")
-                    time.sleep(1)
+                    self._on_error(f"the database cannot be written: {error}")
+                    if self._closing.wait(1):
+                        self._unwritten = True  # the journal has it
+                        return
             for item in batch:
                 if isinstance(item, Path):
                     item.unlink(missing_ok=True)

@@ -9,7 +9,6 @@ The gateway listens before its engines are ready: /health answers, everything el
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import sqlite3
@@ -22,6 +21,7 @@ from typing import Any
 
 import uvicorn
 
+from shared.config import settings
 from shared.errors import UserError
 from shared.openai_server import is_loopback, listen
 from shared.terminal import say
@@ -38,6 +38,7 @@ from step5_serving.metrics import Metrics
 from step5_serving.prices import Price, load_prices
 from step5_serving.supervisor import Supervisor
 from step5_serving.tracing import Tracing, open_tracing
+from step5_serving.web.live import Live
 
 DRAIN = 30  # seconds for running answers at the end
 FIRST_RATE = 300.0  # tokens per second that admission reckons with until it has measured: two cores, a small model
@@ -86,8 +87,20 @@ class Parts:
     timeouts: Timeouts
     max_body: int
     database_path: Path
+    live: Live
     estimates: Estimates = field(default_factory=Estimates)
     supervisors: list[Supervisor] = field(default_factory=list)
+
+
+def _announce(event: str, **fields: Any) -> None:
+    """What somebody in front of the terminal wants to know about the engines."""
+    if event == "engine_started":
+        say(f"engine starting on {fields['url']}")
+    elif event == "engine_ready":
+        say(f"engine ready after {fields['seconds']:g} s")
+    elif event == "engine_ended":
+        say(f"the engine ended (exit code {fields['code']}), again in {fields['restart_in']:g} s; its log: "
+            f"{fields['engine_log']}")  # fmt: skip
 
 
 @contextlib.asynccontextmanager
@@ -101,11 +114,16 @@ async def open_parts(options: Options) -> AsyncIterator[Parts]:
     ring = keys.KeyRing(database)
     ring.update(ring.read(), spent(database))
 
+    def tell(event: str, **fields: Any) -> None:
+        log.write(event, **fields)
+        _announce(event, **fields)
+
     supervisors = [
-        Supervisor(launch, folder / "log" / f"engine{index or ''}.log", lambda e: engines.lost(e), log.write, metrics)
+        Supervisor(launch, folder / "log" / f"engine{index or ''}.log", lambda e: engines.lost(e), tell, metrics)
         for index, launch in enumerate(options.launches)
     ]
-    key = os.environ.get("ENGINE_API_KEY", "")
+    secret = settings().engine_api_key
+    key = secret.get_secret_value() if secret else ""
     outside = [Engine(url.rstrip("/").removesuffix("/v1"), options.slots, "openai", key) for url in options.urls]
 
     def changed() -> None:
@@ -119,17 +137,18 @@ async def open_parts(options: Options) -> AsyncIterator[Parts]:
     metrics.watch(admission, engines)
     parts = Parts(
         ring, admission, engines, ledger, log, metrics, tracing, prices, options.timeouts, options.max_body,
-        folder / "gateway.db", supervisors=supervisors,
+        folder / "gateway.db", Live(metrics, admission, engines, ledger), supervisors=supervisors,
     )  # fmt: skip
     async with open_session(options.timeouts.connect) as session:
         for supervisor in supervisors:
             supervisor.start()
         engines.watch(session)
-        ticking = asyncio.create_task(_tick(parts), name="tick")
+        tasks = [asyncio.create_task(_tick(parts), name="tick"), asyncio.create_task(parts.live.run(), name="live")]
         try:
             yield parts
         finally:
-            ticking.cancel()
+            for task in tasks:
+                task.cancel()
             await engines.close()
             await asyncio.gather(*(supervisor.stop() for supervisor in supervisors))
             await asyncio.to_thread(ledger.close)
@@ -203,6 +222,8 @@ def serve(options: Options) -> None:
         say(f"gateway on {base}/v1, log in {home() / 'log'}")
         if first:
             say(f"a first key, shown only now: {first}")
+        else:
+            say("keys are shown only once; another one: python -m step5_serving keys create NAME")
         model = next((launch.model for launch in options.launches), "MODEL")
         say(
             f"try: curl {base}/v1/chat/completions -H 'authorization: Bearer {first or '$KEY'}' "

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-END = b"\n\n"
+ENDS = b"\n\n", b"\r\n\r\n"  # of an event: vLLM's and OpenAI's, and what other servers write
 LONGEST_EVENT = 1 << 20  # bytes held back while an event is incomplete; whatever is longer is no engine's
 
 
@@ -46,6 +46,7 @@ class Events:
     def __init__(self, hide_usage: bool) -> None:
         self._hide = hide_usage
         self._rest = b""
+        self._end = ENDS[0]
         self.usage: Usage | None = None
         self.events = 0
         self.failed = self.done = False
@@ -54,15 +55,18 @@ class Events:
         """Take what arrived, return what the client gets: whole events, so that none is shown in halves and hidden."""
         if self._rest:
             block, self._rest = self._rest + block, b""
-        if not block.endswith(END):
-            whole = block.rfind(END) + len(END) if END in block else 0
+        if self._end not in block and ENDS[1] in block:
+            self._end = ENDS[1]
+        end = self._end
+        if not block.endswith(end):
+            whole = block.rfind(end) + len(end) if end in block else 0
             block, self._rest = block[:whole], block[whole:]
             if len(self._rest) > LONGEST_EVENT:
                 block, self._rest = block + self._rest, b""
                 return block
-        self.events += block.count(END)
+        self.events += block.count(end)
         if b'"usage"' in block or b"[DONE]" in block or b'data: {"error"' in block:
-            return b"".join(filter(None, map(self._pass, block.split(END)[:-1])))
+            return b"".join(map(self._pass, block.split(end)[:-1]))
         return block
 
     def finish(self) -> bytes:
@@ -90,4 +94,4 @@ class Events:
                     self.events -= 1
                     if self._hide:
                         return b""
-        return event + END
+        return event + self._end

@@ -51,6 +51,7 @@ class Supervisor:
     ) -> None:
         self.engine = Engine(launch.url, launch.slots, launch.name, ready_in=self.ready_in)
         self.restarts = 0
+        self.ended = False  # whether it has ever ended by itself
         self._launch, self._log, self._on_lost, self._tell, self._metrics = launch, log, on_lost, tell, metrics
         self._start_seconds = launch.start_seconds
         self._begun = time.monotonic()
@@ -82,12 +83,16 @@ class Supervisor:
         pause = FIRST_PAUSE
         while True:
             began = self._begun = time.monotonic()
-            await self._run_once()
+            try:
+                await self._run_once()
+            except OSError as error:  # no memory for a process, no disk for its log: as good as a crash
+                self._tell("engine_not_started", error=str(error))
             self._on_lost(self.engine)
             if time.monotonic() - began > HEALTHY:
                 pause = FIRST_PAUSE
+            self.ended = True
             code = self._process.returncode if self._process else None
-            self._tell("engine_ended", code=code, restart_in=pause, log=str(self._log))
+            self._tell("engine_ended", code=code, restart_in=pause, engine_log=str(self._log))
             self._begun = time.monotonic() + pause  # what ready_in reckons with
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)

@@ -16,6 +16,7 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from shared.config import settings
 from step5_serving.refusals import Headers
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class Tracing:
 
 def open_tracing() -> Tracing:
     """Spans go where OTEL_EXPORTER_OTLP_ENDPOINT points (sampling and headers: OpenTelemetry's own variables)."""
-    if not (os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
+    if not (settings().otel_exporter_otlp_endpoint or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
         return Tracing()
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource

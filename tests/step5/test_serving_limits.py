@@ -1,0 +1,135 @@
+"""Limits of one key: requests and tokens a minute, money."""
+
+from pathlib import Path
+
+import pytest
+from conftest import Gateway, Start, account_of, new_key
+from fake_engine import ADAPTER, Fake
+from hypothesis import given
+from hypothesis import strategies as st
+
+from step5_serving.limits import Account, Bucket
+from step5_serving.refusals import Refusal
+
+PRICE = '[local]\ndollars_per_hour = 3.6\n[local.models]\n"*" = { prefill_per_second = 1, decode_per_second = 1 }\n'
+
+
+class Clock:
+    """A clock that stands still until it is told."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_requests_per_minute(gateway: Gateway, engine: Fake) -> None:
+    key = new_key("two a minute", requests_per_minute=2)
+    account_of(gateway, key)
+    answers = [gateway.chat(key=key) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["1", "0", "0"]
+    refused = answers[-1]
+    assert refused.headers["x-ratelimit-limit-requests"] == "2"
+    assert 25 <= int(refused.headers["retry-after"]) <= 30  # one comes back every 30 s
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    assert refused.json()["error"]["type"] == "rate_limit_error"
+    assert len(engine.seen) == 2
+    assert gateway.chat().status_code == 200  # other keys are not affected
+
+
+def test_tokens_per_minute_are_those_really_used(gateway: Gateway) -> None:
+    key = new_key("200 tokens a minute", tokens_per_minute=200)
+    account = account_of(gateway, key)
+    first = gateway.chat("a " * 50, key=key, max_tokens=100)
+    # Estimated at admission from the body's length; settled at 50 + 100 before the last byte.
+    assert first.headers["x-ratelimit-limit-tokens"] == "200"
+    assert account.tokens is not None
+    assert account.tokens.level == pytest.approx(50, abs=5)
+    second = gateway.chat("a " * 50, key=key, max_tokens=100)
+    assert second.status_code == 429
+    assert int(second.headers["retry-after"]) >= 10
+
+
+def test_a_refusal_by_the_engine_takes_no_tokens(gateway: Gateway, engine: Fake) -> None:
+    key = new_key("tokens", tokens_per_minute=100)
+    account_of(gateway, key)
+    engine.failures.append(400)
+    assert gateway.chat(key=key, max_tokens=90).status_code == 400
+    assert gateway.chat("short", key=key, max_tokens=60).status_code == 200
+
+
+def test_spending_cap(start: Start, engine: Fake, home: Path) -> None:
+    """At $1,000 per million tokens, 20 tokens cost 2 cents."""
+    home.mkdir(parents=True)
+    (home / "prices.toml").write_text(PRICE)
+    gateway = start(engine)
+    key = new_key("five cents", cap=0.05)
+    account = account_of(gateway, key)
+    assert gateway.chat("one two three four", key=key, max_tokens=6).status_code == 200
+    assert account.spent == pytest.approx(0.010)
+    assert account.reserved == 0
+    too_long = gateway.chat("one", key=key, max_tokens=60)
+    assert too_long.status_code == 429
+    error = too_long.json()["error"]
+    assert error["code"] == "insufficient_quota"
+    assert "$0.04" in error["message"]
+    assert "retry-after" not in too_long.headers  # waiting does not help
+    no_limit = gateway.chat("one", key=key)  # could be as long as the model's context
+    assert no_limit.json()["error"]["code"] == "insufficient_quota"
+    assert gateway.chat("one", key=key, max_tokens=-1000).status_code == 400  # no way to lower what is reserved
+    assert account.spent == pytest.approx(0.010)
+
+
+def test_spending_is_remembered_over_a_restart(start: Start, engine: Fake, home: Path) -> None:
+    home.mkdir(parents=True)
+    (home / "prices.toml").write_text(PRICE)
+    gateway = start(engine)
+    key = new_key("cents", cap=0.06)
+    account_of(gateway, key)
+    assert gateway.chat("one two three four", key=key, max_tokens=26, model=ADAPTER).status_code == 200
+    gateway.parts.ledger.flush()
+    again = start(engine)
+    assert account_of(again, key).spent == pytest.approx(0.030)
+    assert again.chat("one two three four", key=key, max_tokens=26).json()["error"]["code"] == "insufficient_quota"
+
+
+def test_a_bucket_refills_at_its_rate_and_never_beyond() -> None:
+    clock = Clock()
+    bucket = Bucket(60, clock)
+    bucket.take(60)
+    assert bucket.wait(1) == pytest.approx(1.0)
+    clock.now += 0.5
+    assert bucket.wait(1) == pytest.approx(0.5)
+    clock.now += 3600
+    assert bucket.level == 60
+    assert bucket.wait(1000) == 0  # more than a full bucket only waits for a full one
+    bucket.take(90)
+    assert bucket.wait(60) == pytest.approx(90)
+
+
+@given(st.lists(st.tuples(st.floats(0, 30), st.integers(1, 40)), max_size=60))
+def test_a_sustained_rate_does_not_exceed_the_limit(tries: list[tuple[float, int]]) -> None:
+    """However requests arrive: in any stretch of time, at most one bucket more than the rate allows."""
+    clock = Clock()
+    account = Account("id", "name", b"", tokens=Bucket(60, clock))
+    passed = 0
+    for pause, tokens in tries:
+        clock.now += pause
+        try:
+            account.reserve(tokens, 0.0)
+        except Refusal as refusal:
+            clock.now += refusal.retry_after or 0
+            account.reserve(tokens, 0.0)  # what Retry-After says is enough
+        passed += tokens
+    assert passed <= 60 + (clock.now - 100.0) + 1e-6
+
+
+@pytest.mark.parametrize(("tokens", "money"), [(8, 0.0), (1, 2.0)])
+def test_a_refused_reservation_takes_nothing(tokens: int, money: float) -> None:
+    requests, left = Bucket(10, Clock()), Bucket(10, Clock())
+    account = Account("id", "name", b"", requests=requests, tokens=left, cap=1.0)
+    left.take(5)
+    with pytest.raises(Refusal):
+        account.reserve(tokens, money)
+    assert (requests.level, left.level, account.reserved) == (10, 5, 0)
