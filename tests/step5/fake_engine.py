@@ -90,7 +90,7 @@ class Fake:
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
-        self.seen.append((dict(request.headers), body))
+        self.seen.append(({name.lower(): value for name, value in request.headers.items()}, body))
         call = json.loads(body)
         failure = self.failures.popleft() if self.failures else None
         if isinstance(failure, int):
@@ -256,24 +256,23 @@ def fake_engine(port: int = 0, **settings: Any) -> Iterator[Fake]:
 def main() -> None:
     """Serve as a process, until killed.
 
-    --starting: seconds before it listens. --exit: a start that fails. --child: with a child process; prints its id.
+    --starting: seconds before it listens. --child: with a child process, whose id it prints. --models: names, by comma.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--starting", type=float, default=0.0)
     parser.add_argument("--seconds-per-token", type=float, default=0.0)
-    parser.add_argument("--exit", type=int)
     parser.add_argument("--child", action="store_true")
+    parser.add_argument("--models", default=f"{MODEL},{ADAPTER}")
     options = parser.parse_args()
     print("the fake engine starts", flush=True)
-    if options.exit is not None:
-        raise SystemExit(options.exit)
     if options.child:
         print("child", subprocess.Popen(["sleep", "600"]).pid, flush=True)
 
     async def serve() -> None:
         await asyncio.sleep(options.starting)
-        async with _listening(Fake(seconds_per_token=options.seconds_per_token), options.port):
+        fake = Fake(seconds_per_token=options.seconds_per_token, models=tuple(options.models.split(",")))
+        async with _listening(fake, options.port):
             await asyncio.Event().wait()
 
     asyncio.run(serve())

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -21,6 +22,7 @@ from fake_engine import ADAPTER, Fake
 from shared.errors import UserError
 from step5_serving import journal
 from step5_serving.database import MIGRATIONS, connect
+from step5_serving.launch import free_port
 from step5_serving.ledger import bring_in_leftovers
 from step5_serving.usage import usage_rows
 
@@ -172,14 +174,13 @@ def test_kill_9_loses_nothing(home: Path, engine: Fake) -> None:
     complete: dict[str, tuple[int, int]] = {}
     chance = random.Random(7)
     for _ in range(3):
-        process, url = service(engine.url)
-        clients = Clients(url, key)
-        eventually(lambda clients=clients: clients.complete, 20)
-        time.sleep(chance.uniform(0.1, 0.7))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        clients.join()
-        complete |= clients.complete
+        with service(engine.url) as (process, url):
+            clients = Clients(url, key)
+            eventually(lambda clients=clients: clients.complete)
+            time.sleep(chance.uniform(0.1, 0.7))
+            process.kill()
+            clients.join()
+            complete |= clients.complete
     eventually(lambda: engine.running == 0)
 
     command = [sys.executable, "-m", "step5_serving", "usage", "--by", "key", "--json"]
@@ -204,25 +205,25 @@ def test_kill_9_loses_nothing(home: Path, engine: Fake) -> None:
 def test_an_orderly_end_lets_running_answers_finish(home: Path, engine: Fake) -> None:
     engine.seconds_per_token, engine.tokens = 0.05, 10
     key = new_key("client")
-    process, url = service(engine.url)
-    with httpx.Client(base_url=url, verify=False, trust_env=False, timeout=20) as http:
+    with (
+        service(engine.url) as (process, url),
+        httpx.Client(base_url=url, verify=False, trust_env=False, timeout=20) as http,
+    ):
         body, headers = chat_body(stream=True), {"authorization": f"Bearer {key}"}
-        eventually(lambda: http.get("/ready").status_code == 200, 20)
         with http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
             blocks = response.iter_raw()
             first = next(blocks)
             process.send_signal(signal.SIGTERM)
             assert (first + b"".join(blocks)).endswith(b"[DONE]\n\n")
-    assert process.wait(20) == 0
+        assert process.wait(60) == 0
     assert not list((home / "journal").glob("*-*/"))
     with closing(connect()) as database:
         assert usage_rows(database, [])[0]["completion"] == 10
 
 
-def service(engine_url: str) -> tuple["subprocess.Popen[bytes]", str]:
-    """Start the real program; return it when it answers."""
-    from step5_serving.launch import free_port
-
+@contextmanager
+def service(engine_url: str) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
+    """Run the real program; yield it when its engine is ready."""
     port = free_port()
     command = [sys.executable, "-m", "step5_serving", "serve", "--port", str(port), "--engine-url", engine_url]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -234,5 +235,9 @@ def service(engine_url: str) -> tuple["subprocess.Popen[bytes]", str]:
             return httpx.get(f"{url}/ready", trust_env=False).status_code == 200
         return False
 
-    eventually(ready, 30)
-    return process, url
+    try:
+        eventually(ready, 60)
+        yield process, url
+    finally:
+        process.kill()
+        process.wait()

@@ -1,11 +1,12 @@
 """Limits of one key: requests and tokens a minute, money."""
 
+import time
 from pathlib import Path
 
 import pytest
 from conftest import Gateway, Start, account_of, new_key
 from fake_engine import ADAPTER, Fake
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from step5_serving.limits import Account, Bucket
@@ -41,11 +42,13 @@ def test_requests_per_minute(gateway: Gateway, engine: Fake) -> None:
 def test_tokens_per_minute_are_those_really_used(gateway: Gateway) -> None:
     key = new_key("200 tokens a minute", tokens_per_minute=200)
     account = account_of(gateway, key)
+    began = time.monotonic()
     first = gateway.chat("a " * 50, key=key, max_tokens=100)
     # Estimated at admission from the body's length; settled at 50 + 100 before the last byte.
     assert first.headers["x-ratelimit-limit-tokens"] == "200"
     assert account.tokens is not None
-    assert account.tokens.level == pytest.approx(50, abs=5)
+    refilled = (time.monotonic() - began) * 200 / 60
+    assert 50 <= account.tokens.level <= 51 + refilled
     second = gateway.chat("a " * 50, key=key, max_tokens=100)
     assert second.status_code == 429
     assert int(second.headers["retry-after"]) >= 10
@@ -108,6 +111,7 @@ def test_a_bucket_refills_at_its_rate_and_never_beyond() -> None:
     assert bucket.wait(60) == pytest.approx(90)
 
 
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.floats(0, 30), st.integers(1, 40)), max_size=60))
 def test_a_sustained_rate_does_not_exceed_the_limit(tries: list[tuple[float, int]]) -> None:
     """However requests arrive: in any stretch of time, at most one bucket more than the rate allows."""

@@ -41,8 +41,7 @@ def test_the_engine_gets_the_bytes_that_the_client_sent(gateway: Gateway, engine
 
 def test_keys_and_cookies_stay_here(gateway: Gateway, engine: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     gateway.post("/v1/chat/completions", more={"cookie": "a=b", "x-secret": "s"}, json=chat_body())
-    headers = {name.lower() for name in engine.seen[-1][0]}
-    assert headers == {"host", "content-type", "content-length", "x-request-id", "traceparent"}
+    assert set(engine.seen[-1][0]) == {"host", "content-type", "content-length", "x-request-id", "traceparent"}
 
 
 def test_an_engines_own_key(start: Start, engine: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,9 +50,8 @@ def test_an_engines_own_key(start: Start, engine: Fake, monkeypatch: pytest.Monk
     assert engine.seen[-1][0]["authorization"] == "Bearer engine-secret"
 
 
-@pytest.mark.parametrize("limit", [1000])
-def test_a_body_that_is_too_large(start: Start, engine: Fake, limit: int) -> None:
-    gateway = start(engine, max_body=limit)
+def test_a_body_that_is_too_large(start: Start, engine: Fake) -> None:
+    gateway = start(engine, max_body=1000)
     padding = {"model": MODEL, "messages": [{"role": "user", "content": "x" * 10_000_000}]}
     announced = gateway.post("/v1/chat/completions", json=padding)
     chunks = gateway.post("/v1/chat/completions", content=(b" " * 600 for _ in range(2)))  # no content-length
@@ -65,24 +63,24 @@ def test_a_body_that_is_too_large(start: Start, engine: Fake, limit: int) -> Non
     assert gateway.chat().status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("body", "about"),
-    [
-        (b"", "JSON"), (b"{", "JSON"), (b"[]", "object"), (b"null", "object"), (b"\xff\xfe", "JSON"),
-        (b'{"model": NaN}', "JSON"), (b"[" * 100_000, "JSON"), (b"{}", "model"), (b'{"model": 3}', "model"),
-        (b'{"model": ""}', "model"), (b'{"model": "fake-model", "stream": "yes"}', "stream"),
-        (b'{"model": "fake-model", "max_tokens": "5"}', "max_tokens"),
-        (b'{"model": "fake-model", "max_tokens": -1}', "max_tokens"),
-        (b'{"model": "fake-model", "max_completion_tokens": 1.5}', "max_completion_tokens"),
-        (b'{"model": "fake-model", "n": true}', "n must be"),
-        (b'{"model": "fake-model", "stream": true, "stream_options": []}', "stream_options"),
-    ],
-)  # fmt: skip
-def test_a_body_that_makes_no_sense(gateway: Gateway, engine: Fake, body: bytes, about: str) -> None:
-    answer = gateway.post("/v1/chat/completions", content=body)
-    assert answer.status_code == 400
-    assert error_of(answer)["type"] == "invalid_request_error"
-    assert about in answer.text
+NONSENSE = [
+    (b"", "JSON"), (b"{", "JSON"), (b"[]", "object"), (b"null", "object"), (b"\xff\xfe", "JSON"),
+    (b'{"model": NaN}', "JSON"), (b"[" * 100_000, "JSON"), (b"{}", "model"), (b'{"model": 3}', "model"),
+    (b'{"model": ""}', "model"), (b'{"model": "fake-model", "stream": "yes"}', "stream"),
+    (b'{"model": "fake-model", "max_tokens": "5"}', "max_tokens"),
+    (b'{"model": "fake-model", "max_tokens": -1}', "max_tokens"),
+    (b'{"model": "fake-model", "max_completion_tokens": 1.5}', "max_completion_tokens"),
+    (b'{"model": "fake-model", "n": true}', "n must be"),
+    (b'{"model": "fake-model", "stream": true, "stream_options": []}', "stream_options"),
+]  # fmt: skip
+
+
+def test_bodies_that_make_no_sense(gateway: Gateway, engine: Fake) -> None:
+    for body, about in NONSENSE:
+        answer = gateway.post("/v1/chat/completions", content=body)
+        assert answer.status_code == 400, body
+        assert error_of(answer)["type"] == "invalid_request_error"
+        assert about in answer.text
     assert not engine.seen
     assert gateway.parts.admission.running == 0
 
@@ -144,7 +142,7 @@ def test_trace_context_goes_through(gateway: Gateway, engine: Fake) -> None:
 
 
 def test_no_first_token_in_time(start: Start, engine: Fake) -> None:
-    gateway = start(engine, timeouts=Timeouts(first_token=0.1))
+    gateway = start(engine, timeouts=Timeouts(first_token=0.5))
     engine.failures.append("silence")
     engine.can_abort = False
     answer = gateway.chat(stream=True)

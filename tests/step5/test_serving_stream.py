@@ -7,7 +7,7 @@ import time
 import pytest
 from conftest import Gateway, Start, chat_body, eventually
 from fake_engine import Fake
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from step5_serving import exchange
@@ -171,6 +171,7 @@ EVENT = st.one_of(
 )
 
 
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(EVENT, max_size=8), st.booleans(), st.sampled_from(ENDS), st.data())
 def test_however_the_network_cuts_it(texts: list[str], hide: bool, end: bytes, data: st.DataObject) -> None:
     usage = '{"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 9}}'

@@ -18,13 +18,16 @@ from step5_serving.launch import Launch, free_port
 from step5_serving.service import Options, serve_in_thread
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
+ENDS = ("ends",)
 PROGRAM = str(Path(__file__).with_name("fake_engine.py"))
 
 
 def launch(*arguments: str) -> Launch:
-    """The fake engine as a process."""
+    """The fake engine as a process, or one that ends at once."""
     port = free_port()
     command = [sys.executable, PROGRAM, "--port", str(port), *arguments]
+    if arguments == ENDS:
+        command = [sys.executable, "-S", "-c", "raise SystemExit(3)"]
     return Launch("fake", MODEL, command, {}, f"http://127.0.0.1:{port}", 4, 2.0)
 
 
@@ -64,7 +67,7 @@ def test_killed_it_comes_back_and_clients_are_told_when(home: Path) -> None:
         early = gateway.chat()
         assert early.status_code == 503
         assert 1 <= int(early.headers["retry-after"]) <= 2
-        eventually(lambda: gateway.chat().status_code == 200, 20)
+        eventually(lambda: gateway.chat().status_code == 200, 60)
         engine = gateway.parts.supervisors[0]
         first = engine.pid
         assert first is not None
@@ -75,7 +78,7 @@ def test_killed_it_comes_back_and_clients_are_told_when(home: Path) -> None:
         refused = eventually(lambda: (answer := gateway.chat()).status_code == 503 and answer)
         assert int(refused.headers["retry-after"]) >= 1
         assert refused.json()["error"]["code"] == "engine_unavailable"
-        eventually(lambda: gateway.chat().status_code == 200, 20)
+        eventually(lambda: gateway.chat().status_code == 200, 60)
         assert engine.pid not in (None, first)
         assert not alive(child)  # nothing of the old one is left
         assert engine.restarts == 1
@@ -89,7 +92,7 @@ def test_killed_it_comes_back_and_clients_are_told_when(home: Path) -> None:
 
 def test_requests_that_were_running_end_with_an_error(home: Path) -> None:
     with supervised(home, "--seconds-per-token", "0.05") as gateway:
-        eventually(lambda: gateway.parts.engines.slots, 20)
+        eventually(lambda: gateway.parts.engines.slots, 60)
         pid = gateway.parts.supervisors[0].pid
         assert pid is not None
         with gateway.streaming(max_tokens=1000) as response:
@@ -99,13 +102,13 @@ def test_requests_that_were_running_end_with_an_error(home: Path) -> None:
             assert b"engine_lost" in b"".join(blocks)
         row = gateway.rows()[-1]
         assert (row["outcome"], row["estimated"]) == ("engine_lost", 1)
-        eventually(lambda: gateway.chat().status_code == 200, 20)
+        eventually(lambda: gateway.chat().status_code == 200, 60)
         assert gateway.parts.admission.running == 0
 
 
 def test_pauses_grow_while_it_does_not_start(home: Path) -> None:
-    with supervised(home, "--exit", "3") as gateway:
-        eventually(lambda: len(gateway.log("engine_ended")) >= 4, 30)
+    with supervised(home, *ENDS) as gateway:
+        eventually(lambda: len(gateway.log("engine_ended")) >= 4, 60)
         ended = gateway.log("engine_ended")
         assert [line["restart_in"] for line in ended[:4]] == [0.2, 0.4, 0.8, 0.8]
         assert {line["code"] for line in ended} == {3}
@@ -116,19 +119,19 @@ def test_one_that_hangs_is_killed(home: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(engines, "PROBE_TIMEOUT", 0.2)
     monkeypatch.setattr(supervisor, "STUCK", 1.0)
     with supervised(home) as gateway:
-        eventually(lambda: gateway.log("engine_ready"), 20)
+        eventually(lambda: gateway.log("engine_ready"), 60)
         pid = gateway.parts.supervisors[0].pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
-        eventually(lambda: gateway.log("engine_stuck"), 20)
+        eventually(lambda: gateway.log("engine_stuck"), 60)
         eventually(lambda: not alive(pid))
-        eventually(lambda: gateway.chat().status_code == 200, 20)
+        eventually(lambda: gateway.chat().status_code == 200, 60)
 
 
 def test_one_that_ignores_the_polite_signal_is_killed_in_the_end(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "GRACE", 0.2)
     with supervised(home) as gateway:
-        eventually(lambda: gateway.parts.engines.slots, 20)
+        eventually(lambda: gateway.parts.engines.slots, 60)
         pid = gateway.parts.supervisors[0].pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)  # SIGTERM waits for SIGCONT
