@@ -111,8 +111,9 @@ def test_its_own_retries_wait_as_long_as_they_are_told(start: Start) -> None:
             assert done.choices[0].message.content
 
 
-def test_many_streams_of_the_asynchronous_client(gateway: Gateway, engine: Fake) -> None:
+def test_many_streams_of_the_asynchronous_client(start: Start, engine: Fake) -> None:
     engine.seconds_per_token = 0.005
+    gateway = start(engine, max_wait=60)
 
     async def one(client: openai.AsyncOpenAI) -> str:
         stream = await client.chat.completions.create(model=MODEL, messages=HELLO, stream=True, max_tokens=20)

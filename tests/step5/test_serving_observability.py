@@ -37,16 +37,16 @@ def test_metrics_count_what_happened(gateway: Gateway, engine: Fake) -> None:
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert set(families) >= NAMES
     samples = {
-        (sample.name, *sorted(sample.labels.values())): sample.value
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
         for family in families.values()
         for sample in family.samples
     }
     chat = "/v1/chat/completions"
-    assert samples["gateway_requests_total", chat, "200", MODEL] == 1
-    assert samples["gateway_requests_total", chat, "200", ADAPTER] == 1
-    assert samples["gateway_requests_total", chat, "400", MODEL] == 1
+    assert samples["gateway_requests_total", chat, MODEL, "200"] == 1
+    assert samples["gateway_requests_total", chat, ADAPTER, "200"] == 1
+    assert samples["gateway_requests_total", chat, MODEL, "400"] == 1
     # A label value that clients can choose would be a series for each thing they think of.
-    assert samples["gateway_requests_total", chat, "404", "unknown"] == 1
+    assert samples["gateway_requests_total", chat, "unknown", "404"] == 1
     assert "made up" not in text
     assert samples["gateway_errors_total", "model_not_found"] == 1
     assert samples["gateway_errors_total", "invalid_request"] == 1
