@@ -28,7 +28,7 @@ const CHARTS = [
     ],
   },
   { title: "Errors", unit: "per second", lines: errorLines, empty: "none" },
-  { title: "Cost", unit: "", axis: dollars, lines: costLines },
+  { title: "Cost", unit: "", axis: shortDollars, lines: costLines },
 ];
 
 function line(label, format, of) {
@@ -41,6 +41,11 @@ function errorLines() {
   const lines = kinds.slice(0, KINDS).map((kind) => line(kind, number, rate([kind])));
   if (kinds.length > KINDS) lines.push(line("other", number, rate(kinds.slice(KINDS))));
   return lines.filter(({ values }) => values.some((value) => value > 0));
+}
+
+// As short as an axis needs it: a small model's answer costs millionths of a dollar.
+function shortDollars(value) {
+  return value < 0.01 ? `${number(value * 1e6)} µ$` : dollars(value);
 }
 
 function costLines() {

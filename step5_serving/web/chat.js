@@ -28,7 +28,7 @@ let again = 0; // the timer that asks for the models again
 
 async function loadModels() {
   clearTimeout(again);
-  sessionStorage.setItem("key", key());
+  sessionStorage.setItem("api-key", key());
   try {
     const response = await fetch("/v1/models", { headers: authorization() });
     if (!response.ok) throw new Error(await refusal(response));
@@ -322,6 +322,6 @@ $("example").addEventListener("click", () => {
   $("message").value ||= QUESTION;
 });
 
-$("key").value = sessionStorage.getItem("key") ?? "";
+$("key").value = sessionStorage.getItem("api-key") ?? "";
 if (key()) loadModels();
 
