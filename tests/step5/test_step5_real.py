@@ -133,7 +133,7 @@ def test_the_prefix_cache_shows_in_usage_and_price(client: openai.OpenAI, gatewa
     first, second = rows(gateway)[-2:]
     assert first["prompt"] > 500
     assert first["cached"] < 100
-    assert second["cached"] >= 0.9 * second["prompt"] - 16  # whole blocks of 16
+    assert second["prompt"] - 256 < second["cached"] < second["prompt"]  # whole blocks, of 128 tokens on a CPU
 
 
 def test_the_accounts_agree_with_vllms_counters_to_the_token(gateway: Gateway) -> None:
