@@ -4,8 +4,8 @@
     OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:6006 python -m step5_serving serve
 
 Why Phoenix: it is one Python package with receiver, storage and page (Jaeger and Grafana Tempo are programs or
-containers to fetch elsewhere), takes OTLP over HTTP, and reads OpenTelemetry's GenAI attributes as model, tokens and
-time to first token. Why apart: a hundred packages (650 MB) that nothing here needs, under the Elastic License 2.0,
+containers to fetch elsewhere), takes OTLP over HTTP, and shows OpenTelemetry's GenAI attributes as its own:
+model, settings, tokens. Why apart: a hundred packages (650 MB) that nothing here needs, under the Elastic License 2.0,
 which allows this use; no other part of the project depends on it. Its usage statistics are switched off.
 """
 
