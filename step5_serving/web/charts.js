@@ -1,7 +1,7 @@
 // Live operation: /live every two seconds, drawn as line charts. A line differs from its neighbours by its dashes as
 // well as by its colour.
 
-const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [360, 132, 44, 8, 8, 20];
+const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [360, 132, 48, 8, 8, 20];
 const KINDS = 4; // kinds of error with a line of their own; the others share one
 
 let points = [];
@@ -45,7 +45,8 @@ function errorLines() {
 
 // As short as an axis needs it: a small model's answer costs millionths of a dollar.
 function shortDollars(value) {
-  return value < 0.01 ? `${number(value * 1e6)} µ$` : dollars(value);
+  if (value < 1e-4) return `${number(value * 1e6)} µ$`;
+  return value < 1 ? `${number(value * 100)} ¢` : dollars(value);
 }
 
 function costLines() {
