@@ -31,6 +31,15 @@ bench4: .venv/.step4  ## step 4's training speed beside a plain SFTTrainer, abou
 	@$(PY) -m step4_finetune.train_bench step4_finetune/recipes/tools_sft_full.yaml --steps 6 \
 	  --output step4_finetune/results/throughput.json
 
+step5: .venv/.step5  ## serve the model behind the gateway; stays in the foreground until Ctrl-C
+	@$(PY) -m step5_serving serve
+
+step5-demo: .venv/.step5  ## the same on a free port for two requests: a streamed chat and a tool call, with cost and trace
+	@$(PY) -m step5_serving demo
+
+step5-trace: .venv/.step5  ## a local viewer for step 5's traces (Arize Phoenix, in an environment of its own)
+	@$(PY) -m step5_serving.trace_viewer
+
 test: .venv/.dev  ## hermetic tests: no model, no network, about two minutes
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 -m "not real"
 
@@ -64,6 +73,6 @@ distclean: clean  ## also remove .venv (downloaded models stay in LLM_ROADMAP_HO
 .venv/.%: requirements.lock pyproject.toml shared/pyproject.toml $(wildcard step*/pyproject.toml) scripts/setup.sh
 	@scripts/setup.sh $*
 
-.PHONY: help step1 bench1 step2 bench2 step3 step3-ui step4 bench4 test test-real lint format results lock clean distclean
+.PHONY: step5-trace help step1 bench1 step2 bench2 step3 step3-ui step4 bench4 step5 step5-demo test test-real lint format results lock clean distclean
 .PRECIOUS: .venv/.%
 .NOTPARALLEL:
