@@ -26,7 +26,7 @@ from step5_serving.database import connect
 from step5_serving.launch import has_vllm, published_adapters, vllm_launch
 from step5_serving.service import Options, serve_in_thread
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.real, pytest.mark.timeout(1500)]
 
 MODEL = "smollm2-135m"
 HELLO: list[Any] = [{"role": "user", "content": "Name three colours."}]
@@ -56,7 +56,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
             serve_in_thread(Options(port=0, launches=[launch])) as (url, parts),
             httpx.Client(base_url=url, timeout=120, verify=False, trust_env=False) as http,
         ):
-            eventually(lambda: parts.engines.slots, 300)
+            eventually(lambda: parts.engines.slots, 900)
             yield Gateway(url, parts, key, home / "step5", http)
     settings.cache_clear()
 
@@ -204,7 +204,7 @@ def test_kill_9_of_the_engine_and_recovery(gateway: Gateway) -> None:
     refused = eventually(lambda: (answer := gateway.chat(model=MODEL)).status_code == 503 and answer)
     assert int(refused.headers["retry-after"]) >= 1
     eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in group))  # nothing of the old one is left
-    eventually(lambda: gateway.chat(model=MODEL, max_tokens=5).status_code == 200, 300)
+    eventually(lambda: gateway.chat(model=MODEL, max_tokens=5).status_code == 200, 900)
     assert supervisor.restarts == 1
     assert gateway.parts.admission.running == gateway.parts.admission.queued == 0
     assert [row["estimated"] for row in rows(gateway)[-4:-1]] == [1, 1, 1]
