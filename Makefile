@@ -62,6 +62,9 @@ lock: .venv/.dev  ## resolve the newest allowed versions into requirements.lock
 	@{ echo '# Exact versions of everything, used as constraints. Made by `make lock`; do not edit.'; \
 	  cat requirements.lock; } > requirements.lock.new && mv requirements.lock.new requirements.lock
 
+export: .venv/.dev  ## make a standalone repository of one step: make export STEP=3 TO=~/my-rag [NAME=my_rag]
+	@$(PY) -m scripts.export "$(STEP)" "$(TO)" $(if $(NAME),--name "$(NAME)")
+
 clean:  ## remove build leftovers and ./out
 	@rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
@@ -73,6 +76,6 @@ distclean: clean  ## also remove .venv (downloaded models stay in LLM_ROADMAP_HO
 .venv/.%: requirements.lock pyproject.toml shared/pyproject.toml $(wildcard step*/pyproject.toml) scripts/setup.sh
 	@scripts/setup.sh $*
 
-.PHONY: step5-trace help step1 bench1 step2 bench2 step3 step3-ui step4 bench4 step5 step5-demo test test-real lint format results lock clean distclean
+.PHONY: help step1 bench1 step2 bench2 step3 step3-ui step4 bench4 step5 step5-demo step5-trace test test-real lint format results lock export clean distclean
 .PRECIOUS: .venv/.%
 .NOTPARALLEL:

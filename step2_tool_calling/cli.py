@@ -102,7 +102,7 @@ def _ask(question: str, wishes: "Wishes", model: str | None, json: bool) -> None
             trace = events.append if json else Trace()
             return await session.put(session.opening(question), [trace]), session.sandbox
 
-    with connect(model, role="tools", quiet=json) as endpoint:
+    with connect(model, quiet=json) as endpoint:
         finished, sandbox = asyncio.run(answer())
     if json:
         print_json(_document(question, finished, events, sandbox))
@@ -153,7 +153,7 @@ def chat(
         builtin=builtin, allow_host=allow_host, approve=approve, steps=max_steps, tokens=max_total_tokens,
         dollars=max_cost, threshold=call_threshold, timeout=timeout,
     )  # fmt: skip
-    with connect(model, role="tools", quiet=json) as endpoint:
+    with connect(model, quiet=json) as endpoint:
         if not json:
             say("/help lists the commands")
         talk = converse(endpoint, wishes, [] if json else [Trace()], quiet=json)

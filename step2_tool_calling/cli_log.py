@@ -112,7 +112,7 @@ def _ask_again(
             opening = session.opening(question) if new_prompt else None
             return await replay(logged, session.tools, partial(take_turn, session.strategy, session.model), opening)
 
-    with connect(model, role="tools", quiet=quiet) as endpoint:
+    with connect(model, quiet=quiet) as endpoint:
         return asyncio.run(again())
 
 

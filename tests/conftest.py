@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.shared.terminal_screen import Terminal
+
 CORPUS = [
     "The capital of France is Paris. The capital of Japan is Tokyo. The capital of Egypt is Cairo.",
     "the cat sat on the mat because it was warm, and the dog lay by the door because it was cold",
@@ -178,6 +180,17 @@ def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 def session_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cache directory for a session's hermetic tests: the native kernels are compiled once, not per test."""
     return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """A terminal of 80 columns and 24 lines, whatever the one that runs the tests is."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "24")
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    return Terminal()
 
 
 @pytest.fixture(autouse=True)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from fake_endpoint import FakeEndpoint, Reply, fake_endpoint
 
 from shared.config import settings
 from step2_tool_calling.cli import main
 from step2_tool_calling.log import Conversation, Log
 from step2_tool_calling.redaction import environment_secrets
+from tests.shared.fake_endpoint import FakeEndpoint, Reply, fake_endpoint
 
 ROOT = Path(__file__).parents[2]
 TOOLS = '''

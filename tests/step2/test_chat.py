@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_endpoint import FakeEndpoint, call, hang, refuse, say
 
 from step2_tool_calling.chat import Chat
 from step2_tool_calling.conversation import Finished, Usage
+from tests.shared.fake_endpoint import FakeEndpoint, call, hang, refuse, say
 
 OSLO, LISBON = ("get_weather", {"city": "Oslo"}), ("get_weather", {"city": "Lisbon"})
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_endpoint import MODEL, Reply, call, chunk, cut, decide, hang, page, raw, refuse, say
+
+from tests.shared.fake_endpoint import MODEL, Reply, call, chunk, cut, decide, hang, page, raw, refuse, say
 
 LISBON, OSLO = ("get_weather", {"city": "Lisbon"}), ("get_weather", {"city": "Oslo"})
 WARMER = say("Lisbon: 18.5 °C, Oslo: 4.5 °C.")

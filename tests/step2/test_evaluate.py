@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_endpoint import MODEL, FakeEndpoint, call, decide, fake_endpoint, refuse, say
 
 from shared.bfcl import Item, make_item
 from shared.errors import UserError
@@ -30,6 +29,7 @@ from step2_tool_calling.evaluate import (
 from step2_tool_calling.prompts import load_prompt
 from step2_tool_calling.scoreboard import FAILURES, calibrate, compare, describe, row, thresholded
 from step2_tool_calling.strategies import Model, Name
+from tests.shared.fake_endpoint import MODEL, FakeEndpoint, call, decide, fake_endpoint, refuse, say
 
 HEADER: dict[str, Any] = {"label": "fake native plain", "model": MODEL, "seed": None}
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_endpoint import call, refuse, say
 
 from step2_tool_calling.conversation import Call, Result, Status, Turn, Usage
 from step2_tool_calling.log import Conversation, LoggedTurn
 from step2_tool_calling.replay import Replay, replay
+from tests.shared.fake_endpoint import call, refuse, say
 
 LISBON, OSLO = ("get_weather", {"city": "Lisbon"}), ("get_weather", {"city": "Oslo"})
 WARMER = say("Lisbon: 18.5 °C, Oslo: 4.5 °C.")

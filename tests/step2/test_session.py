@@ -18,7 +18,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_endpoint import call, say
 
 from shared.endpoint import Endpoint
 from shared.errors import UserError
@@ -27,6 +26,7 @@ from step2_tool_calling.prices import load_prices
 from step2_tool_calling.prompts import load_prompt
 from step2_tool_calling.session import choose_strategy, choose_threshold
 from step2_tool_calling.tool import Tool
+from tests.shared.fake_endpoint import call, say
 
 ROOT = Path(__file__).parents[2]
 SERVER = f"{sys.executable} {Path(__file__).parent / 'data' / 'quickstart_server.py'}"

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_endpoint import MODEL, call, refuse, say
 
 from step2_tool_calling.tool import Tool
+from tests.shared.fake_endpoint import MODEL, call, refuse, say
 
 ROOT = Path(__file__).parents[2]
 VERBS = ["ask", "chat", "tools", "serve-mcp", "demo", "log", "replay", "prompts", "eval", "calibrate", "compare"]

@@ -9,12 +9,24 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from fake_endpoint import MODEL, FakeEndpoint, Reply, call, chunk, decide, decision, fake_endpoint, raw, refuse, say
 
 from shared.errors import UserError
 from step2_tool_calling.conversation import Message, Turn
 from step2_tool_calling.strategies import Model, Name, call_probability, take_turn
 from step2_tool_calling.tool import Tool
+from tests.shared.fake_endpoint import (
+    MODEL,
+    FakeEndpoint,
+    Reply,
+    call,
+    chunk,
+    decide,
+    decision,
+    fake_endpoint,
+    raw,
+    refuse,
+    say,
+)
 
 
 async def nothing(_: dict[str, Any]) -> None: ...

@@ -26,57 +26,13 @@ from step2_tool_calling.conversation import (
 )
 from step2_tool_calling.log import Conversation, LoggedTurn, Summary
 from step2_tool_calling.trace import Trace, print_conversation, print_list, printable, rows_of
+from tests.shared.terminal_screen import Terminal
 
 LISBON = Call("1", "get_weather", '{"city": "Lisbon", "days": 2}')
 RATE = Call("2", "exchange_rate", '{"base": "EUR"}')
 ANSWER = "It is warmer in Lisbon: 18.3 °C."
 # What a tool could return to own the terminal: clear it, set its title, write to the clipboard, an 8-bit sequence.
 HOSTILE = "\x1b[2J\x1b]0;title\x07\x1b]52;c;cm0gLXJm\x07\x9b31m\r\x08\x7f‮gpj.exe"
-
-
-class Terminal(io.StringIO):
-    """Stands in for stdout and stderr on one terminal, and knows what its screen would show."""
-
-    columns = 80
-
-    def isatty(self) -> bool:
-        return True
-
-    def screen(self) -> list[str]:
-        """The rows after everything that was written, for the few sequences that the trace uses."""
-        rows: list[list[str]] = [[]]
-        row = column = 0
-        for part in re.findall(r"\x1b\[[0-9;]*[A-Za-z]|[^\x1b]", self.getvalue()):
-            if part == "\n":
-                row, column = row + 1, 0
-            elif part == "\r":
-                column = 0
-            elif part == "\x1b[1A":
-                row -= 1
-            elif part == "\x1b[2K":
-                rows[row] = []
-            elif part.endswith("m") and len(part) > 1:
-                continue
-            else:
-                assert not part.startswith("\x1b"), f"unexpected sequence {part!r}"
-                if column + cell_len(part) > self.columns:
-                    row, column = row + 1, 0
-                rows += [[] for _ in range(row - len(rows) + 1)]
-                rows[row] += [" "] * (column - len(rows[row]))
-                rows[row][column : column + 1] = part
-                column += cell_len(part)
-            rows += [[] for _ in range(row - len(rows) + 1)]
-        return ["".join(characters).rstrip() for characters in rows]
-
-
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("LINES", "24")
-    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
-        monkeypatch.delenv(name, raising=False)
-    return Terminal()
 
 
 def started() -> Started:

@@ -29,7 +29,7 @@ from step3_rag.cli import app
 from step3_rag.ingest import collection_folder, ingest
 from step3_rag.resources import Resources
 from step3_rag.trace import Trace, document, step_line, with_markers
-from tests.step2.test_trace import Terminal, terminal  # noqa: F401 - a fixture: the screen of a terminal
+from tests.shared.terminal_screen import Terminal
 
 HOSTILE = "Salmon\x1b]0;owned\x07 live in the Amber river.\x9b31m"
 
@@ -173,7 +173,7 @@ def shown(events: list[Event], screen: Terminal, *, steps: bool) -> list[str]:
     return screen.screen()
 
 
-def test_what_streamed_is_replaced_by_the_answer_as_it_stands(terminal: Terminal) -> None:  # noqa: F811
+def test_what_streamed_is_replaced_by_the_answer_as_it_stands(terminal: Terminal) -> None:
     poor = lambda task, cases: [0.1 if case.answer.startswith("Cats") else 0.9 for case in cases]  # noqa: E731
     events, answer = asked(resources(poor))
     assert "Cats" in "".join(event.text for event in events if isinstance(event, Token))
@@ -184,7 +184,7 @@ def test_what_streamed_is_replaced_by_the_answer_as_it_stands(terminal: Terminal
     assert answer.text == "Salmon live in the Amber river."
 
 
-def test_two_attempts_leave_one_declined_answer(terminal: Terminal) -> None:  # noqa: F811
+def test_two_attempts_leave_one_declined_answer(terminal: Terminal) -> None:
     events, _ = asked(resources(grader(grounded=0.0)))
     lines = shown(events, terminal, steps=True)
     assert sum("generate" in line for line in lines) == 2

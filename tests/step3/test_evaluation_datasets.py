@@ -9,10 +9,9 @@ from fake_encoder import FakeEncoder
 from shared.config import settings
 from shared.errors import UserError
 from step3_rag.evaluation import datasets
-from step3_rag.evaluation.datasets import GRADER_WORDS, Question, ask, load, relevant, shuffled, states, tidy
+from step3_rag.evaluation.datasets import GRADER_WORDS, Question, load, relevant, shuffled, states
 from step3_rag.passages import Passage
-from step4_finetune import grader_sources
-from tests.step4.grader_world import STORIES, article, story, write_world
+from tests.shared.grader_world import STORIES, article, story, write_world
 
 
 def long_row(title: str, number: int, words: int = GRADER_WORDS + 20) -> dict[str, str]:
@@ -29,49 +28,11 @@ OF_DEV = [long_row(article(0)[0]["title"], 12)]
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     paths = write_world(tmp_path / "artifacts", [*LONG, *SHORT_SIBLING, *OF_DEV])
     monkeypatch.setattr(datasets, "fetch", paths.__getitem__)
-    monkeypatch.setattr(grader_sources, "fetch", paths.__getitem__)
     return paths
 
 
-def texts_of(name: str) -> list[str]:
-    """The documents as step 4 sees them: without headings, in one line."""
-    return [tidy(text.split("\n\n", 1)[1] if text.startswith("# ") else text) for text in load(name).documents.values()]
-
-
-def assert_nothing_was_trained_on() -> None:
-    """Every document of ours against everything that step 4's own code trains on."""
-    facts, tales = grader_sources.boolq("train"), grader_sources.narrative("train")
-    assert facts
-    assert tales
-    titles = {passage.topic.lower() for passage in facts}
-    texts = {passage.text.split("\n")[-1] for passage in facts}
-    windows = [passage.text for passage in tales]
-    for name in ("boolq", "narrativeqa", "calibration"):
-        dataset = load(name)
-        assert dataset.questions
-        headings = {text[2:].split("\n")[0].lower() for text in dataset.documents.values() if text.startswith("# ")}
-        assert not headings & titles
-        documents = texts_of(name)
-        assert not set(documents) & texts
-        assert not any(window in document for window in windows for document in documents)
-
-
-def assert_all_unseen_stories_are_used() -> None:
-    """The other half of the agreement: what step 4 holds out is what we take, whole."""
-    ours = [*texts_of("narrativeqa"), *texts_of("calibration")]
-    for passage in grader_sources.narrative("held out"):
-        assert sum(passage.text in document for document in ours) == 1, passage.id
-
-
-def test_nothing_the_grader_trained_on_is_in_any_split(world: dict[str, Path]) -> None:
-    assert_nothing_was_trained_on()
-    assert_all_unseen_stories_are_used()
-
-
 @pytest.mark.real
-def test_the_same_with_the_real_data() -> None:
-    assert_nothing_was_trained_on()
-    assert_all_unseen_stories_are_used()
+def test_sizes_of_the_real_data() -> None:
     sizes = {name: (len(load(name).documents), len(load(name).questions)) for name in datasets.DATASETS}
     assert sizes == {
         "boolq": (2938, 3270),
@@ -123,12 +84,6 @@ def test_the_order_is_fixed_and_any_beginning_is_balanced() -> None:
     assert sorted(order, key=lambda q: int(q.id)) == questions
     assert [q.answerable for q in order[:20]] == [True, False] * 10
     assert [q.id for q in order[::2]][:10] != sorted((q.id for q in order[::2][:10]), key=int)
-
-
-def test_same_words_as_step_4() -> None:
-    for text in ("``A''  b -- c", " plain ", "is it''", "Who?. "):
-        assert tidy(text) == grader_sources.tidy(text)
-        assert ask(text) == grader_sources.ask(text)
 
 
 def test_what_is_relevant() -> None:

@@ -16,7 +16,7 @@ from shared.endpoint import Endpoint
 from shared.errors import UserError
 from step3_rag.chat_model import ASSUMED_CONTEXT, ChatModel, open_chat_model
 from step3_rag.generation import ANSWER_TOKENS, HEAD, TEMPERATURE, build_prompt, chat, quoted, write
-from tests.step2.fake_endpoint import cut, fake_endpoint, page, raw, refuse, say
+from tests.shared.fake_endpoint import cut, fake_endpoint, page, raw, refuse, say
 
 PASSAGES = [
     passage("a", "The Amber river is 300 km long. Salmon live in it.", titles=["Rivers", "Amber"]),

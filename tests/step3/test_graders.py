@@ -35,7 +35,7 @@ from step3_rag.graders import (
     overlap,
     yes_or_no,
 )
-from tests.step4.scripted_endpoint import Said, question, scripted_endpoint
+from tests.shared.scripted_endpoint import Said, question, scripted_endpoint
 
 RIVER = "The Amber river is 300 km long. Salmon live in it."
 

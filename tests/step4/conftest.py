@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import pytest
 from harness_world import served_models
-from scripted_endpoint import Served
 
 from step4_finetune.cli import main
+from tests.shared.scripted_endpoint import Served
 
 
 class Done(NamedTuple):

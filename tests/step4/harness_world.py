@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from scripted_endpoint import Said, Served, question, scripted_endpoint
 
 from shared import bfcl
 from shared.endpoint import Endpoint
@@ -22,6 +21,7 @@ from step4_finetune.evaluation.task import Item, Score, Task, spread
 from step4_finetune.evaluation.tasks.bfcl import of_items
 from step4_finetune.evaluation.tasks.graded import graded
 from step4_finetune.grader_data import GraderItem
+from tests.shared.scripted_endpoint import Said, Served, question, scripted_endpoint
 
 CITIES = ["Oslo", "Lima", "Rome", "Cairo", "Quito", "Bern", "Accra", "Delhi"]
 SONGS = ["rain", "snow", "wind", "sun", "moon", "stars", "hail", "fog"]

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from scripted_endpoint import Said, Served, scripted_endpoint
 
 from shared.errors import UserError
 from step4_finetune.evaluation.asking import ask, distinct
 from step4_finetune.evaluation.prompt import Prompt
 from step4_finetune.evaluation.task import Answer, Item, Run, Strategy
+from tests.shared.scripted_endpoint import Said, Served, scripted_endpoint
 
 WEATHER = {
     "type": "function",

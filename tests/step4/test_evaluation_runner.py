@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_endpoint import Said, Served, question, scripted_endpoint
 
 from shared.errors import UserError
 from step4_finetune.evaluation.runner import answers_path, evaluate, read_answers, read_header, weights_digest
 from step4_finetune.evaluation.task import Answer, Item, Run, Score, Task
+from tests.shared.scripted_endpoint import Said, Served, question, scripted_endpoint
 
 RUN = Run("base, zero-shot", "m", "native")
 

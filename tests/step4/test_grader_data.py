@@ -19,7 +19,7 @@ from step4_finetune.decontaminate import spans, words
 from step4_finetune.grader_data import TASKS, GraderItem, build, held_out, messages, stats, write
 from step4_finetune.grader_sources import Passage, Question, content, cut, place_of, sentences
 from step4_finetune.grader_statements import statements, supported, unsupported
-from tests.step4.grader_world import article, write_world
+from tests.shared.grader_world import article, write_world
 
 COUNTS = {"relevant": 40, "grounded": 40, "answerable": 40}
 LEAK = "The lamp of the seven sleepy sailors was found on a cold morning by a man with nothing but time on his hands."

@@ -18,7 +18,7 @@ from step4_finetune.decontaminate import Evaluation, spans
 from step4_finetune.dpo import Preferred
 from step4_finetune.examples import Example, answer_with_calls, read_jsonl
 from step4_finetune.train import Training
-from tests.step4.grader_world import write_world
+from tests.shared.grader_world import write_world
 
 ROOT = Path(__file__).parents[2]
 VERBS = ["train", "eval", "compare", "merge", "publish", "report", "demo", "data build", "data show", "data stats"]

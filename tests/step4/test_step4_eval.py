@@ -11,7 +11,8 @@ import pytest
 import torch
 from harness_world import CITIES, use_tasks
 from safetensors.torch import save_file
-from scripted_endpoint import Served
+
+from tests.shared.scripted_endpoint import Served
 
 
 @pytest.fixture

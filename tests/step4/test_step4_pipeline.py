@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from harness_world import CITIES, install, write_training
-from scripted_endpoint import Served
 
 from shared.errors import UserError
 from step4_finetune import data_files, pipeline
 from step4_finetune.examples import Example, answer_with_calls, write_jsonl
 from step4_finetune.pipeline import Pipeline
+from tests.shared.scripted_endpoint import Served
 
 TOOL = {
     "type": "function",
