@@ -70,7 +70,11 @@ def _ask(url: str, key: str, model: str, has_tools: bool, quiet: bool) -> dict[s
         print_answer = not quiet
         say(f"\n{model}> {QUESTION}")
         raw = client.chat.completions.with_raw_response.create(
-            model=model, messages=[{"role": "user", "content": QUESTION}], max_tokens=LONGEST, stream=True
+            model=model,
+            messages=[{"role": "user", "content": QUESTION}],
+            max_tokens=LONGEST,
+            temperature=0,
+            stream=True,
         )
         pieces: list[str] = []
         for chunk in raw.parse():

@@ -38,7 +38,7 @@ class Bucket:
     def wait(self, units: float) -> float:
         """Seconds until `units` are there; 0 when they are. More than a full bucket only ever waits for a full one."""
         missing = min(units, self.per_minute) - self.level
-        return max(0.0, missing * 60 / self.per_minute)
+        return missing * 60 / self.per_minute if missing > 1e-6 else 0.0  # less is rounding
 
     def take(self, units: float) -> None:
         """Take units, or give them back when negative."""
