@@ -75,7 +75,7 @@ class _PrefixTreeAttention(torch.autograd.Function):
         heads, key_heads, size = query.shape[1], key.shape[1], query.shape[-1]
         d_query = torch.empty_like(query)
         # Shared beginnings receive the gradients of all their sequences: summed in float32.
-        d_key, d_value = key.new_zeros(key.shape, dtype=torch.float32), value.new_zeros(value.shape, dtype=torch.float32)
+        d_key, d_value = (torch.zeros(t.shape, dtype=torch.float32, device=t.device) for t in (key, value))
         keys, values = key[0].split(layout.nodes, dim=1), value[0].split(layout.nodes, dim=1)
         d_keys, d_values = d_key[0].split(layout.nodes, dim=1), d_value[0].split(layout.nodes, dim=1)
         own = [t[0].split(layout.own, dim=1) for t in (query, gradients[0], d_query)]
