@@ -85,7 +85,7 @@ def shared_parts(sources: Iterable[Path], root: Path = REPOSITORY) -> set[Path]:
     shared = root / "shared"
     data = {p.name: p for p in shared.iterdir() if p.suffix != ".py" and p.name not in SKIPPED}
     found = {shared / "__init__.py", shared / "pyproject.toml"}
-    waiting = list(sources)
+    waiting = [*sources, shared / "__init__.py"]
     while waiting:
         path = waiting.pop()
         tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -123,5 +123,6 @@ def test_every_command_that_a_page_shows_is_one(page: str, line: str) -> None:
         command, rest = command.commands[rest[0]], rest[1:]
     options = {name for parameter in command.params for name in [*parameter.opts, *parameter.secondary_opts]}
     options |= {"-h", "--help"}
+    rest = rest[: rest.index("--")] if "--" in rest else rest  # what follows is another program's
     unknown = [word for word in rest if re.match(r"--?[a-z]", word) and word.split("=")[0] not in options]
     assert unknown == [], f"{page}: {line}"
