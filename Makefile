@@ -37,6 +37,9 @@ step5: .venv/.step5  ## serve the model behind the gateway; stays in the foregro
 step5-demo: .venv/.step5  ## the same on a free port for two requests: a streamed chat and a tool call, with cost and trace
 	@$(PY) -m step5_serving demo
 
+bench5: .venv/.step5  ## what step 5 carries, vLLM and gateway beside plain generate, about 15 minutes on an idle machine
+	@$(PY) -m step5_serving bench --output step5_serving/results
+
 step5-trace: .venv/.step5  ## a local viewer for step 5's traces (Arize Phoenix, in an environment of its own)
 	@$(PY) -m step5_serving.trace_viewer
 
@@ -76,6 +79,6 @@ distclean: clean  ## also remove .venv (downloaded models stay in LLM_ROADMAP_HO
 .venv/.%: requirements.lock pyproject.toml shared/pyproject.toml $(wildcard step*/pyproject.toml) scripts/setup.sh
 	@scripts/setup.sh $*
 
-.PHONY: help step1 bench1 step2 bench2 step3 step3-ui step4 bench4 step5 step5-demo step5-trace test test-real lint format results lock export clean distclean
+.PHONY: help step1 bench1 step2 bench2 step3 step3-ui step4 bench4 step5 step5-demo bench5 step5-trace test test-real lint format results lock export clean distclean
 .PRECIOUS: .venv/.%
 .NOTPARALLEL:

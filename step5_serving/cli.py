@@ -14,6 +14,7 @@ import typer
 
 from shared.errors import UserError
 from shared.terminal import console, print_json, run
+from step5_serving import cli_bench
 from step5_serving.cli_keys import Json, keys_app
 
 app = typer.Typer(
@@ -169,6 +170,8 @@ def usage(
     return None
 
 
+app.command()(cli_bench.bench)
+app.command()(cli_bench.quantise)
 app.add_typer(keys_app, name="keys")
 
 

@@ -3,9 +3,9 @@
     who is it? ─ read ─ parse once ─ may it? ─ wait for a slot ─ engine ─ pass the answer on ─ settle ─ last byte
       401       413      400     403 404 429      429 503       502 503        504
 
-An ASGI class, not a FastAPI function: validating a whole body with pydantic, wrapping it in Request and Response and
-going through a middleware's queues costs more than everything below together (overhead.py measures it). All of it
-runs on one event loop; nothing blocks but two writes into the page cache (journal, log).
+An ASGI class, not a FastAPI function: no body is validated with pydantic, wrapped in Request and Response or passed
+through a middleware's queues on its way. All of it runs on one event loop; nothing blocks but two writes into the page
+cache (journal, log).
 
 Two promises shape the order. A client never has the last byte of an answer that is not accounted for: settle comes
 before it. And an attempt at an engine is repeated only while the client has no byte: after that the failure is its

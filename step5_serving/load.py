@@ -10,8 +10,10 @@ omission": Tene, "How NOT to Measure Latency", 2013).
 
 import asyncio
 import json
+import math
 import random
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -44,6 +46,7 @@ class Sample:
     end: float = 0.0
     gaps: list[float] = field(default_factory=list)
     tokens: int = 0  # of the answer, by the server's own usage block
+    prompt_tokens: int = 0
 
     @property
     def ttft(self) -> float | None:
@@ -91,7 +94,9 @@ async def ask(
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    headers = {"Authorization": f"Bearer {target.key}"} if target.key else {}
+    headers = {"X-Request-Id": f"load-{uuid.uuid4().hex}"}  # by which logs of gateway and engine can be matched
+    if target.key:
+        headers["Authorization"] = f"Bearer {target.key}"
     last, done = 0.0, False
     try:
         limit = aiohttp.ClientTimeout(total=timeout)
@@ -113,7 +118,7 @@ async def ask(
                     sample.detail = str(chunk["error"])[:200]
                     return sample
                 if usage := chunk.get("usage"):
-                    sample.tokens = usage["completion_tokens"]
+                    sample.tokens, sample.prompt_tokens = usage["completion_tokens"], usage.get("prompt_tokens", 0)
                 if _has_text(chunk):
                     if sample.first is None:
                         sample.first = now
@@ -164,14 +169,20 @@ async def closed_loop(
     *,
     streams: int,
     requests: int,
+    seconds: float = math.inf,
     max_tokens: int = 64,
     timeout: float = 120.0,
 ) -> list[Sample]:
-    """Send `requests` prompts over `streams` streams, each asking again once answered; return every sample."""
-    waiting, samples = iter(range(requests)), []
+    """Send `requests` prompts over `streams` streams, each asking again once answered; return every sample.
+
+    seconds: after which no new request is sent; those under way are answered and count.
+    """
+    waiting, samples, deadline = iter(range(requests)), [], time.perf_counter() + seconds
 
     async def stream(session: aiohttp.ClientSession) -> None:
         for index in waiting:
+            if time.perf_counter() > deadline:
+                return
             prompt, now = prompts[index % len(prompts)], time.perf_counter()
             samples.append(await ask(session, target, prompt, due=now, max_tokens=max_tokens, timeout=timeout))
 
