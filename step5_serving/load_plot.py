@@ -27,6 +27,9 @@ def plot(probes: Sequence[Probe], slo: Slo, path: Path) -> None:
         axes.axhline(slo.ttft, color=PALETTE["grey"], linestyle=":", label=f"SLO {slo.ttft:g} s")
         axes.set_xscale("log")
         axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):  # 0.3, not 3 × 10^-1
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("{x:g}")
         axes.set_xlabel("offered requests per second (Poisson)")
         axes.set_ylabel("time to the first token, s, of answered requests")
         axes.legend()

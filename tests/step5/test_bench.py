@@ -16,9 +16,11 @@ from fake_engine import MODEL, Fake, fake_engine
 
 from shared.errors import UserError
 from shared.results import read_results
-from step5_serving import cli_bench
-from step5_serving.bench import Prompts, check_targets, read_prompts
+from step5_serving import bench, cli_bench
+from step5_serving.bench import Plan, Probe, Prompts, check_targets, read_prompts
 from step5_serving.bench_targets import process
+from step5_serving.load import Sample, Target
+from step5_serving.load_report import summarise
 
 BEFORE, PER_TOKEN, TOKENS = 0.06, 0.02, 6
 ONE = BEFORE + TOKENS * PER_TOKEN  # seconds of an answer
@@ -67,7 +69,7 @@ def test_a_whole_run_finds_the_delays_of_the_fake(slow: Fake, questions: Path, t
     assert -10 < rows["engine+gateway, added TTFT"]["p50"] < 50  # ms; a busy machine, few pairs
     assert rows["engine+gateway, added TTFT"]["pairs"] == 3
     prefix = rows["engine, shared prefix"]
-    assert prefix["prompt tokens"] > 900
+    assert prefix["prompt tokens"] > 700
     assert 0.5 < prefix["second / first"] < 2  # the fake caches nothing
     assert rows["engine+gateway, highest rate"]["rate"] == 4
     assert rows["engine+gateway, highest rate"]["at the limit of the search"] == 1
@@ -147,11 +149,35 @@ def test_a_process_that_ignores_sigterm_ends_with_its_children(tmp_path: Path, m
     eventually(gone)
 
 
+def test_the_search_and_the_overload_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that carries 5 requests a second and refuses the rest within 20 ms."""
+
+    def probe(target: Target, prompts: Prompts, plan: Plan, rate: float) -> Probe:
+        count = round(rate * plan.seconds)
+        carried = min(count, round(5 * plan.seconds))
+        ttft = 0.2 if count == carried else 0.3
+        due = [index / rate for index in range(count)]
+        samples = [Sample(at, at, "ok", first=at + ttft, end=at + 1, tokens=10) for at in due[:carried]]
+        samples += [Sample(at, at, "refused", status=429, end=at + 0.02) for at in due[carried:]]
+        return Probe(target.name, rate, summarise(samples, plan.slo))
+
+    monkeypatch.setattr(bench, "probe", probe)
+    target, plan = Target("t", "http://127.0.0.1:1/v1", MODEL), Plan(seconds=20)
+    rows, probes = bench.sweep(target, Prompts(["a"]), plan)
+    best, over = ({name: entry["value"] for name, entry in row["metrics"].items()} for row in rows)
+    assert best["rate"] <= 5 <= best["rate"] * 1.25
+    assert best["at the limit of the search"] == 0
+    assert over["rate"] == 3 * best["rate"] == probes[-1].rate
+    assert over["refused"] == over["requests"] - 100
+    assert over["TTFT p99 ratio"] == pytest.approx(1.5)
+    assert over["429 p99"] == pytest.approx(20)
+
+
 def test_prompts_are_all_different() -> None:
     prompts = Prompts(["a", "b"])
     texts = [*prompts.fresh(6), prompts.long(), prompts.long()]
     assert len(set(texts)) == 8
-    assert len(texts[-1].split()) == 900
+    assert len(texts[-1].split()) == 700
     assert texts[-1].split()[0] != texts[-2].split()[0]
 
 
