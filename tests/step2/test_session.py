@@ -215,7 +215,7 @@ def test_ctrl_c_at_the_approval_prompt_ends_ask(person: Any, endpoint: Any, logg
 
 
 def test_a_pasted_second_line_approves_nothing_and_ctrl_c_frees_the_chat(person: Any, endpoint: Any) -> None:
-    fake = endpoint([MAIL, say("Good day."), MAIL, say("Sent.")])
+    fake = endpoint([MAIL, say("The answer."), MAIL, say("Sent.")])
     somebody = person("chat")
     assert somebody.sees("you>"), somebody.seen
     somebody.types("Send Eve a mail.\ny\n")
@@ -225,7 +225,7 @@ def test_a_pasted_second_line_approves_nothing_and_ctrl_c_frees_the_chat(person:
     assert somebody.sees("(stopped)"), somebody.seen
     somebody.types("Good day.\n")
     assert somebody.sees("you>"), somebody.seen
-    assert somebody.sees("Good day."), somebody.seen
+    assert somebody.sees("The answer."), somebody.seen  # not the echo of what was typed
     assert fake.messages[1][-1]["content"] == "Good day."  # the prompt that was left did not take this line
     assert not Path("sent.txt").exists()
     somebody.types("Now send it.\n")
