@@ -139,13 +139,16 @@ def test_a_database_from_the_future_is_left_alone(home: Path) -> None:
         connect()
 
 
+CLIENTS = 4
+
+
 class Clients:
     """People who keep asking until the service is gone, and write down what they got."""
 
     def __init__(self, url: str, key: str) -> None:
         self.complete: dict[str, tuple[int, int]] = {}
         self._url, self._key = url, key
-        self._threads = [threading.Thread(target=self._ask, args=(seed,)) for seed in range(4)]
+        self._threads = [threading.Thread(target=self._ask, args=(seed,)) for seed in range(CLIENTS)]
         for thread in self._threads:
             thread.start()
 
@@ -189,7 +192,9 @@ def test_kill_9_loses_nothing(home: Path, engine: Fake) -> None:
         database.row_factory = sqlite3.Row
         rows = {row["id"]: row for row in database.execute("SELECT * FROM requests")}
     assert total["key"] == "clients"
-    assert total["requests"] == len(rows) == len(engine.seen)
+    assert total["requests"] == len(rows)
+    # A request is noted before it is sent on: the kill can fall in between, the other way round never.
+    assert len(engine.seen) <= len(rows) <= len(engine.seen) + 3 * CLIENTS  # one each, three kills
     assert len(complete) >= 3
     for identity, (prompt, completion) in complete.items():
         row = rows[identity]
