@@ -148,7 +148,9 @@ def export(number: str, target: Path, name: str | None = None) -> list[Path]:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"TO={target}: is there already and not empty; give another folder")
     tests = REPOSITORY / "tests" / step.short
-    sources = [*_files(step.folder), *_files(tests), REPOSITORY / "tests/conftest.py"]
+    # What holds the step's README to this repository's layout stays here: the new README has other links.
+    own = [path for path in _files(tests) if not path.name.endswith("_readme.py")]
+    sources = [*_files(step.folder), *own, REPOSITORY / "tests/conftest.py"]
     sources += _borrowed(sources)
     parts = shared_parts(path for path in sources if path.suffix == ".py")
     with atomic_directory(target) as folder:
