@@ -39,6 +39,7 @@ class Settings(BaseSettings):
     threads: int | None = Field(None, ge=1, description="CPU threads; unset means one per core this process may use")
     openai_base_url: str | None = Field(None, description="use this OpenAI-compatible endpoint, not the embedded one")
     openai_api_key: SecretStr | None = Field(None, description="key for that endpoint")
+    chroma_url: str | None = Field(None, description="Chroma server for step 3's vectors; unset means in this process")
     engine_api_key: SecretStr | None = Field(None, description="key of the engines behind step 5's gateway, if any")
     otel_exporter_otlp_endpoint: str | None = Field(None, description="OTLP collector for step 5's traces")
     hf_endpoint: str | None = Field(None, description="another Hugging Face Hub, e.g. a mirror")

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.config import settings
 from shared.errors import UserError
 from shared.files import atomic_directory
 from shared.terminal import say
@@ -46,7 +47,7 @@ OnProgress = Callable[[str, int, int], None]  # (what is being made, done, in al
 
 def chroma_url() -> str | None:
     """The Chroma server to use, from CHROMA_URL; None: Chroma in this process."""
-    return os.environ.get("CHROMA_URL", "").strip().rstrip("/") or None
+    return (settings().chroma_url or "").strip().rstrip("/") or None
 
 
 def latest_generation(folder: Path) -> tuple[int, Path] | None:

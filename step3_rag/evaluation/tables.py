@@ -107,7 +107,7 @@ def _yes_no(
     same = outcomes is baseline
     metrics = {"accuracy as text": share([value == 1 for value in text])}
     metrics |= unmeasured("text") if same else change("text", text, as_text(baseline))
-    metrics["accuracy, forced choice"] = share([value == 1 for value in choice])
+    metrics["forced-choice accuracy"] = share([value == 1 for value in choice])
     metrics |= unmeasured("forced") if same else change("forced", choice, forced(baseline))
     answered = [value == 1 for value, o in zip(text, outcomes, strict=True) if not declined(o)]
     metrics["right where answered"] = share(answered) if answered else metric(None)
@@ -147,7 +147,7 @@ def _abstention(
     values = right(outcomes)
     metrics = {"decided right": share([value == 1 for value in values])}
     metrics |= unmeasured("decided") if outcomes is baseline else change("decided", values, right(baseline))
-    for name, kind in (("answered, answerable", True), ("abstained, not answerable", False)):
+    for name, kind in (("answered of answerable", True), ("abstained of unanswerable", False)):
         part = [value == 1 for value, q in zip(values, questions, strict=True) if q.answerable == kind]
         metrics[name] = share(part) if part else metric(None)
     graded = [(o["answerable"], q.answerable) for q, o in zip(questions, outcomes, strict=True)]

@@ -9,12 +9,19 @@ from typing import Any
 import pytest
 from fake_encoder import FakeEncoder
 
+from shared.config import settings
 from step3_rag import index as index_module
 from step3_rag.index import Index
 from step3_rag.ingest import Report, ingest
 from step3_rag.retrieval import search
 
 WORDS = ("amber", "basalt", "cedar", "delta", "ember", "fjord", "garnet", "harbor", "indigo", "kelp", "onyx", "pine")
+
+
+def use_server(patch: pytest.MonkeyPatch, url: str | None) -> None:
+    """Set CHROMA_URL, or unset it, and have the settings read again."""
+    patch.setenv("CHROMA_URL", url) if url else patch.delenv("CHROMA_URL")
+    settings.cache_clear()
 
 
 def write_files(folder: Path, files: int, sections: int) -> None:

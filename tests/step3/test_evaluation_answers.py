@@ -179,7 +179,7 @@ def test_yes_no_rows_by_hand() -> None:
     assert full["accuracy as text"]["value"] == pytest.approx(90)
     assert full["Δ text"]["value"] == pytest.approx(30)
     assert full["p (text)"]["value"] == pytest.approx(2 * (1 + 5) / 2**5)  # 4 gained, 1 lost
-    assert full["accuracy, forced choice"]["value"] == pytest.approx(70)  # 3 of 6 yes, 4 of 4 no
+    assert full["forced-choice accuracy"]["value"] == pytest.approx(70)  # 3 of 6 yes, 4 of 4 no
     assert full["right where answered"]["value"] == pytest.approx(100)
     assert full["abstained %"]["value"] == pytest.approx(10)
     assert full["× naive"]["value"] == pytest.approx(1.5)
@@ -209,8 +209,8 @@ def test_abstention_behind_retrieval_by_hand() -> None:
     assert base["abstained %"]["value"] == pytest.approx(100 / 6)
     assert base["AUROC"]["value"] is None
     assert row["decided right"]["value"] == pytest.approx(100 * 4 / 6)
-    assert row["answered, answerable"]["value"] == pytest.approx(100 * 2 / 3)
-    assert row["abstained, not answerable"]["value"] == pytest.approx(100 * 2 / 3)
+    assert row["answered of answerable"]["value"] == pytest.approx(100 * 2 / 3)
+    assert row["abstained of unanswerable"]["value"] == pytest.approx(100 * 2 / 3)
     assert row["AUROC"]["value"] == 1
     assert row["rewritten %"]["value"] == 100
 

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from collections_on_disk import contents, make_pdf, run, write_files
+from collections_on_disk import contents, make_pdf, run, use_server, write_files
 from fake_encoder import FakeEncoder
 
 from shared.errors import UserError
@@ -164,19 +164,19 @@ def test_mistakes_are_named(docs: Path, folder: Path, monkeypatch: pytest.Monkey
     other.name = "another-model"
     with pytest.raises(UserError, match="was embedded with fake-hashing-encoder, not another-model"):
         run(folder, docs, encoder=other)
-    monkeypatch.setenv("CHROMA_URL", "http://127.0.0.1:9")
+    use_server(monkeypatch, "http://127.0.0.1:9")
     with pytest.raises(UserError, match="are in its own folder, not on CHROMA_URL"):
         Index(folder)
     with pytest.raises(UserError, match="CHROMA_URL=http://127.0.0.1:9"):
         run(folder, docs)
-    monkeypatch.setenv("CHROMA_URL", "http://127.0.0.1:port")
+    use_server(monkeypatch, "http://127.0.0.1:port")
     with pytest.raises(UserError, match="CHROMA_URL=http://127.0.0.1:port"):
         run(folder, docs)
     for name in ("", "..", "a/b", ".hidden"):
         with pytest.raises(UserError, match="--collection"):
             collection_folder(name)
     (folder / "collection.db").write_bytes(b"not a database at all, but long enough to be looked at" * 10)
-    monkeypatch.delenv("CHROMA_URL")
+    use_server(monkeypatch, None)
     with pytest.raises(UserError, match="cannot be read .*; delete"):
         Index(folder)
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from collections_on_disk import contents, run, write_files
+from collections_on_disk import contents, run, use_server, write_files
 from fake_encoder import FakeEncoder
 
+from shared.config import settings
 from shared.errors import UserError
 from step3_rag.index import Index, latest_generation
 from step3_rag.retrieval import search
@@ -147,13 +148,18 @@ def chroma_server(tmp_path: Path) -> Iterator[Any]:
 
 @pytest.mark.real
 def test_a_chroma_server_gives_the_same_answers(
-    docs: Path, folder: Path, chroma_server: Any, monkeypatch: pytest.MonkeyPatch
+    docs: Path,
+    folder: Path,
+    chroma_server: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
+    request.addfinalizer(settings.cache_clear)  # or the next test would look for the server
     write_files(docs, 40, sections=2)
     run(folder, docs)
     expected = contents(folder)
     url, server = chroma_server("one")
-    monkeypatch.setenv("CHROMA_URL", url)
+    use_server(monkeypatch, url)
     assert run(folder, docs).embedded == 0  # moved to the server
     assert contents(folder) == expected
     latest = latest_generation(folder)
@@ -165,9 +171,10 @@ def test_a_chroma_server_gives_the_same_answers(
     assert [child.wait(120) for child in pair] == [0, 0]
     local = folder.with_name("local")
     with monkeypatch.context() as patch:
-        patch.delenv("CHROMA_URL")
+        use_server(patch, None)
         run(local, docs)
         expected = contents(local)
+    settings.cache_clear()
     assert contents(folder) == expected
 
     index = Index(folder)
