@@ -19,6 +19,7 @@ from shared.endpoint import PUBLISHED, published_adapter
 from shared.errors import UserError
 from shared.terminal import say
 from step5_serving.checkpoint import directory_of
+from step5_serving.tracing import traces_endpoint
 
 VLLM_SLOTS, EMBEDDED_SLOTS = 32, 8  # the embedded engine computes 8 at once (shared/engine.py, MAX_BATCH)
 
@@ -124,6 +125,10 @@ def vllm_launch(
         command += ["--enable-lora", "--max-loras", str(len(adapters)), "--max-lora-rank", str(_rank(max(ranks)))]
         command += ["--lora-modules", *(f"{path.resolve().name}={path.resolve()}" for path in adapters)]
     env = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_API_KEY": ""}  # it listens to us alone
+    if endpoint := traces_endpoint():
+        command += ["--otlp-traces-endpoint", endpoint]
+        # vLLM would speak gRPC.
+        env |= {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_SERVICE_NAME": "step5-engine"}
     if not _has_gpu():
         env |= cpu_environment()
         # Compiling takes longer than it saves with a model of this size; with LoRA vLLM does not compile on CPUs.

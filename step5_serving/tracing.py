@@ -6,7 +6,8 @@ The context (trace id, span id) is read from `traceparent`, or begun here, goes 
 accounting, and back to the client as `traceresponse`; that costs microseconds and is always on. Spans need a collector:
 without OTEL_EXPORTER_OTLP_ENDPOINT nothing of OpenTelemetry is imported. Two spans per request: the gateway's own
 ("POST /v1/chat/completions") and, below it, one per attempt at an engine ("chat smollm2-135m") with the attributes of
-OpenTelemetry's GenAI semantic conventions; their times tell queueing from computing. No prompt text is recorded.
+OpenTelemetry's GenAI semantic conventions; their times tell queueing from computing. A vLLM that is started here adds
+its own below (launch.py): waiting, prefill, decode. No prompt text is recorded.
 Sources: w3.org/TR/trace-context, opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans.
 """
 
@@ -151,9 +152,15 @@ class Tracing:
         trace.flags = f"{int(context.trace_flags):02x}"
 
 
+def traces_endpoint() -> str | None:
+    """Where spans go, over HTTP: OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, or below OTEL_EXPORTER_OTLP_ENDPOINT."""
+    base = settings().otel_exporter_otlp_endpoint
+    return os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or (base and f"{base.rstrip('/')}/v1/traces")
+
+
 def open_tracing() -> Tracing:
-    """Spans go where OTEL_EXPORTER_OTLP_ENDPOINT points (sampling and headers: OpenTelemetry's own variables)."""
-    if not (settings().otel_exporter_otlp_endpoint or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
+    """Spans go to `traces_endpoint` (sampling and headers: OpenTelemetry's own variables)."""
+    if not traces_endpoint():
         return Tracing()
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource

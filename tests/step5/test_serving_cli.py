@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fake_engine import fake_engine
 
+from shared.config import settings
 from shared.errors import UserError
 from step5_serving import launch
 from step5_serving.checkpoint import OURS, without_blocks
@@ -173,6 +174,12 @@ def test_vllms_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(launch, "_has_gpu", lambda: True)
     assert "--enforce-eager" not in vllm_launch(tmp_path, "m").command
     assert "VLLM_CPU_KVCACHE_SPACE" not in vllm_launch(tmp_path, "m").env
+    assert "--otlp-traces-endpoint" not in vllm_launch(tmp_path, "m").command
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318/")
+    settings.cache_clear()
+    traced = vllm_launch(tmp_path, "m")
+    assert traced.command[-2:] == ["--otlp-traces-endpoint", "http://127.0.0.1:4318/v1/traces"]
+    assert traced.env["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "http/protobuf"
 
 
 def test_without_vllm_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,14 @@
 """What an operator sees: metrics, log, traces. And what nobody sees there: what people wrote, and keys."""
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 from conftest import Gateway, Start, chat_body, eventually
 from fake_engine import ADAPTER, MODEL, Fake
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from otlp_collector import Collector, attributes
 from prometheus_client.parser import text_string_to_metric_families
 
 from step5_serving import logs
@@ -138,35 +136,6 @@ def test_the_log_can_go_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capfd.readouterr().err)["event"] == "hello"
 
 
-class Collector:
-    """A real OTLP/HTTP collector on the loopback that keeps what it is sent."""
-
-    def __init__(self) -> None:
-        self.received: list[bytes] = []
-        collector = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                collector.received.append(self.rfile.read(int(self.headers["content-length"])))
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_: Any) -> None: ...
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-
-    @property
-    def spans(self) -> list[Span]:
-        requests = [ExportTraceServiceRequest.FromString(body) for body in self.received]
-        return [span for r in requests for rs in r.resource_spans for ss in rs.scope_spans for span in ss.spans]
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
     made = Collector()
@@ -175,11 +144,6 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")  # milliseconds between batches
     yield made
     made.close()
-
-
-def attributes(span: Span) -> dict[str, Any]:
-    """The attributes of a span as Python values."""
-    return {a.key: getattr(a.value, str(a.value.WhichOneof("value"))) for a in span.attributes}
 
 
 def test_spans_reach_a_collector(collector: Collector, start: Start, engine: Fake) -> None:

@@ -18,6 +18,8 @@ import httpx
 import openai
 import pytest
 from conftest import Gateway, eventually, new_key
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from otlp_collector import Collector, attributes
 from prometheus_client.parser import text_string_to_metric_families
 
 from shared.config import settings
@@ -40,7 +42,14 @@ WEATHER: Any = {
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def collector() -> Iterator[Collector]:
+    made = Collector()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Gateway]:
     """The model comes from the user's home, accounts and logs go to a temporary one."""
     if not has_vllm():
         message = "vLLM is not installed (step5_serving's extra cpu or cuda, Linux)"
@@ -49,6 +58,9 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     home = tmp_path_factory.mktemp("real")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLM_ROADMAP_HOME", str(home))
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        patch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")  # milliseconds between batches
         settings.cache_clear()
         launch = vllm_launch(directory, MODEL, published_adapters(MODEL), slots=8)
         key = new_key()
@@ -188,6 +200,22 @@ def test_the_accounts_agree_with_vllms_counters_to_the_token(gateway: Gateway) -
     assert row["outcome"] == "client_left"
     assert prompt in (row["prompt"], 2 * row["prompt"])
     assert row["completion"] == completion
+
+
+def test_vllms_span_hangs_below_the_gateways(gateway: Gateway, collector: Collector) -> None:
+    """One trace from the client's request to prefill and decode."""
+    answer = gateway.chat("Name a fish.", model=MODEL, max_tokens=5)
+    trace = answer.headers["traceresponse"].split("-")[1]
+
+    def names() -> dict[str, Span]:
+        return {span.name: span for span in collector.spans if span.trace_id.hex() == trace}
+
+    spans = eventually(lambda: len(found := names()) >= 3 and found)
+    sent, computed = spans[f"chat {MODEL}"], spans["llm_request"]
+    assert computed.parent_span_id == sent.span_id
+    assert sent.parent_span_id == spans["POST /v1/chat/completions"].span_id
+    assert attributes(computed)["gen_ai.usage.completion_tokens"] == answer.json()["usage"]["completion_tokens"]
+    assert sent.start_time_unix_nano < computed.start_time_unix_nano < computed.end_time_unix_nano
 
 
 def test_vllm_stops_when_the_client_leaves(gateway: Gateway) -> None:
