@@ -9,14 +9,19 @@ head, biases, query/key norms, vocabulary padding, an added BOS. Same seed, same
 
 import ipaddress
 import json
+import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.shared.terminal_screen import Terminal
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 CORPUS = [
     "The capital of France is Paris. The capital of Japan is Tokyo. The capital of Egypt is Cairo.",
@@ -209,6 +214,22 @@ def isolated_home(
     settings.cache_clear()
     yield session_home
     settings.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """The system's Chromium. It keeps an event loop in this thread: what calls asyncio.run has to be set up before."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        message = "no chromium on PATH; install it to run the page tests"
+        pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
+    flags = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=flags.split())
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,7 @@ python -m pytest tests/step1/test_report.py -m real           # in headless Chro
 
 import base64
 import json
-import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from shared.errors import UserError
 from shared.models import LoadedModel, load
@@ -33,7 +31,6 @@ from step1_foundations.tokens import prompt_ids
 
 ROOT = Path(__file__).resolve().parents[2]
 NASTY = "</script><img src=x onerror=alert(1)> \"'`{{script}} <!-- \u2028 &lt; 🙂"
-FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
 SETTINGS = [(1, 0, 1, 0), (0.7, 0, 1, 0), (2, 0, 1, 0), (0.05, 0, 1, 0), (0, 0, 1, 0), (1, 5, 1, 0), (1.5, 200, 1, 0),
             (1, 0, 0.9, 0), (1.3, 0, 0.6, 0), (2, 0, 0.99, 0), (1, 0, 1, 0.1), (1.4, 40, 0.85, 0.05)]  # fmt: skip
 
@@ -169,20 +166,6 @@ class Opened:
                 "([e, v]) => { e.value = v; e.dispatchEvent(new Event('input')); }",
                 [self.page.query_selector(f"#{name}"), value],
             )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        message = "no chromium on PATH; install it to run the page tests"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS.split())
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

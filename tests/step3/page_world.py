@@ -5,9 +5,7 @@ console error, no request that leaves this machine, from the browser or from the
 """
 
 import ipaddress
-import os
 import re
-import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -19,12 +17,11 @@ from urllib.parse import urlsplit
 import pytest
 from fake_ask import FakeAsk
 from fake_encoder import FakeEncoder
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 from step3_rag.ingest import ingest
 from step3_rag.page import serving
 
-FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
 PATIENCE = 60_000  # milliseconds: a machine that also trains a model is slow, not wrong
 expect.set_options(timeout=PATIENCE)
 SEASHELL = "The rushing sound that one hears in a seashell is the noise of the surrounding environment."
@@ -98,20 +95,6 @@ def is_local(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        message = "no chromium on PATH; install it to run the page tests"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS.split())
-        yield browser
-        browser.close()
 
 
 @dataclass

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from page_world import FLAGS, free_port
+from page_world import free_port
 from playwright.sync_api import Browser, sync_playwright
 
 from step3_rag.demo import QUESTIONS
@@ -21,6 +21,7 @@ from step3_rag.page import Library, serving
 
 DOCS = Path(__file__).parents[2] / "docs"
 PATIENCE = 600_000  # ms; the first question also loads the graph and warms the model
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
 def take(browser: Browser, address: str, ending: str, path: Path, **screen: Any) -> None:
@@ -55,7 +56,7 @@ def main() -> None:
         folder = collection_folder(COLLECTION)
         library.resources(folder)
         address = stack.enter_context(serving(folder, library.ask, library.encoder, "127.0.0.1", free_port()))
-        browser = stack.enter_context(sync_playwright()).chromium.launch(executable_path=chromium, args=FLAGS.split())
+        browser = stack.enter_context(sync_playwright()).chromium.launch(executable_path=chromium, args=FLAGS)
         take(browser, address, "answered", DOCS / "step3-ui.png", viewport={"width": 1200, "height": 900})
         phone = {"viewport": {"width": 390, "height": 780}, "device_scale_factor": 2, "is_mobile": True}
         take(browser, address, "rewritten", DOCS / "step3-phone.png", **phone)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 from fake_ask import SUPPORT
-from page_world import QUESTION, SEASHELL, Site, browser, node_kinds, put, put_and_wait, site, visit
+from page_world import QUESTION, SEASHELL, Site, node_kinds, put, put_and_wait, site, visit
 from playwright.sync_api import FileChooser, Page, expect
 
 from step3_rag.store import Store
 
 pytestmark = pytest.mark.real
-__all__ = ["browser", "site", "visit"]  # fixtures
+__all__ = ["site", "visit"]  # fixtures
 
 
 # --- asking ---

@@ -14,14 +14,14 @@ from urllib.parse import urlsplit
 
 import pytest
 from fake_encoder import FakeEncoder
-from page_world import LIGHTHOUSE, QUESTION, Site, browser, free_port, put_and_wait, site, visit
+from page_world import LIGHTHOUSE, QUESTION, Site, free_port, put_and_wait, site, visit
 from playwright.sync_api import Page, expect
 
 from shared.errors import UserError
 from step3_rag.page import serving
 
 pytestmark = pytest.mark.real
-__all__ = ["browser", "site", "visit"]  # fixtures
+__all__ = ["site", "visit"]  # fixtures
 ROOT = Path(__file__).resolve().parents[2]
 
 

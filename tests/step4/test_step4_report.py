@@ -5,7 +5,6 @@ python -m pytest tests/step4/test_step4_report.py -m real           # in headles
 """
 
 import json
-import os
 import re
 import shutil
 import xml.etree.ElementTree as ET
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 from harness_world import KNOWS, install, served_models, write_training
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from shared.errors import UserError
 from step4_finetune.columns import adapter_column, base_columns, measure
@@ -24,7 +23,6 @@ from step4_finetune.record import read_record, record, record_regressions
 from step4_finetune.report import parts_of, render, write_report
 from step4_finetune.report_charts import Bar, Dot, Line, bars, curves, reliability
 
-FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
 NASTY = "</title></style><script>alert(1)</script> {{style}} & <img src=x onerror=alert(1)>"
 
 
@@ -169,20 +167,6 @@ class Opened:
     page: Page
     complaints: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        message = "no chromium on PATH; install it to run the page tests"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS.split())
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

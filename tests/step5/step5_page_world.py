@@ -6,9 +6,7 @@ request to anything but the gateway, no key in an address.
 
 import asyncio
 import json
-import os
 import re
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 from aiohttp import web
 from fake_engine import ADAPTER, MODEL, Fake, _listening
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 from shared.config import settings
 from step5_serving import engines, keys
@@ -28,7 +26,6 @@ from step5_serving.database import connect
 from step5_serving.service import Options, Parts, serve_in_thread
 from step5_serving.web import live
 
-FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
 PATIENCE = 60_000  # milliseconds: a machine that also trains a model is slow, not wrong
 expect.set_options(timeout=PATIENCE)
 ANSWER = "Lisbon lies on seven hills above the Tagus."
@@ -131,20 +128,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
                 time.sleep(0.01)
             yield Site(url, key, engine, parts)
     settings.cache_clear()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        message = "no chromium on PATH; install it to run the page tests"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS.split())
-        yield browser
-        browser.close()
 
 
 @dataclass

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from fake_engine import ADAPTER, MODEL
 from playwright.sync_api import Page, expect
-from step5_page_world import ANSWER, Site, ask, ask_and_wait, browser, site, visit
+from step5_page_world import ANSWER, Site, ask, ask_and_wait, site, visit
 
 pytestmark = pytest.mark.real
-__all__ = ["browser", "site", "visit"]  # fixtures
+__all__ = ["site", "visit"]  # fixtures
 
 NASTY = '<img src=x onerror=alert(1)> <script>alert(1)</script> &amp; <b>bold</b> "quoted" \u202ebackwards'
 WRONG_KEY = "sk-00000000-" + "x" * 43
