@@ -40,6 +40,9 @@ step5-demo: .venv/.step5  ## the same on a free port for two requests: a streame
 bench5: .venv/.step5  ## what step 5 carries, vLLM and gateway beside plain generate, about 15 minutes on an idle machine
 	@$(PY) -m step5_serving bench --output step5_serving/results
 
+fuzz5: .venv/.dev  ## 100,000 random and hostile requests to step 5's gateway, about 25 minutes
+	@$(PY) tests/step5/step5_fuzz.py --requests 100000 --output step5_serving/results/fuzz.json
+
 step5-trace: .venv/.step5  ## a local viewer for step 5's traces (Arize Phoenix, in an environment of its own)
 	@$(PY) -m step5_serving.trace_viewer
 
@@ -58,12 +61,18 @@ format: .venv/.dev  ## let ruff reformat and repair
 results: .venv/.dev  ## re-render the README tables from results/*.json
 	@$(PY) -m shared.results render
 
-lock: .venv/.dev  ## resolve the newest allowed versions into requirements.lock
+read: .venv/.dev  ## the repository as a book, each lesson beside its code: out/read/index.html
+	@$(PY) -m scripts.read
+
+lock: .venv/.dev  ## put what the pyproject files ask for into requirements.lock, the rest as it is (make drift looks ahead)
 	@env -u UV_FIND_LINKS -u PIP_FIND_LINKS .venv/bin/uv pip compile --quiet --universal --python-version 3.11 \
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate --no-emit-package llm-roadmap-shared --all-extras \
 	  pyproject.toml shared/pyproject.toml step*/pyproject.toml --output-file requirements.lock
 	@{ echo '# Exact versions of everything, used as constraints. Made by `make lock`; do not edit.'; \
 	  cat requirements.lock; } > requirements.lock.new && mv requirements.lock.new requirements.lock
+
+drift: .venv/.dev  ## do the newest versions still work, and which package is it if not? docs/drift.md; resumable
+	@$(PY) -m scripts.drift
 
 export: .venv/.dev  ## make a standalone repository of one step: make export STEP=3 TO=~/my-rag [NAME=my_rag]
 	@$(PY) -m scripts.export "$(STEP)" "$(TO)" $(if $(NAME),--name "$(NAME)")
@@ -79,6 +88,6 @@ distclean: clean  ## also remove .venv (downloaded models stay in LLM_ROADMAP_HO
 .venv/.%: requirements.lock pyproject.toml shared/pyproject.toml $(wildcard step*/pyproject.toml) scripts/setup.sh
 	@scripts/setup.sh $*
 
-.PHONY: help step1 bench1 step2 bench2 step3 step3-ui step4 bench4 step5 step5-demo bench5 step5-trace test test-real lint format results lock export clean distclean
+.PHONY: help step1 bench1 step2 bench2 step3 step3-ui step4 bench4 step5 step5-demo bench5 fuzz5 step5-trace test test-real lint format results read lock drift export clean distclean
 .PRECIOUS: .venv/.%
 .NOTPARALLEL:

@@ -156,9 +156,9 @@ def export(number: str, target: Path, name: str | None = None) -> list[Path]:
     with atomic_directory(target) as folder:
         for path in [*sources, *(f for part in parts for f in ([part] if part.is_file() else _files(part)))]:
             _copy(path, folder)
-        for path in ("LICENSE", ".gitignore", "requirements.lock", "tests/test_readme_tables.py", "shared/results.py",
-                     "shared/stats.py", "shared/provenance.py"):  # fmt: skip
-            _copy(REPOSITORY / path, folder)
+        for always in ("LICENSE", ".gitignore", "requirements.lock", "tests/test_readme_tables.py", "shared/results.py",
+                        "shared/stats.py", "shared/provenance.py"):  # fmt: skip
+            _copy(REPOSITORY / always, folder)
         (folder / step.folder.name / "README.md").unlink(missing_ok=True)
         _write(folder / "README.md", _readme(step, folder))
         _write(folder / "Makefile", _makefile((REPOSITORY / "Makefile").read_text(encoding="utf-8"), step))
@@ -241,7 +241,8 @@ def _pyproject(text: str, step: Step) -> str:
     mine = step.folder.name
     text = re.sub(r'^name = ".*"$', f'name = "{mine.replace("_", "-")}-workspace"', text, count=1, flags=re.MULTILINE)
     text = re.sub(r'^description = ".*"$', 'description = "A standalone project"', text, count=1, flags=re.MULTILINE)
-    text = re.sub(r'(, )?"step[1-5]_\w+(\.\*)?"', lambda m: m[0] if mine in m[0] else "", text)
+    text = re.sub(r'(, )?"(step[1-5]_\w+(\.\*)?|scripts)"', lambda m: m[0] if mine in m[0] else "", text)
+    text = re.sub(r'^    "mkdocs.*\n', "", text, flags=re.MULTILINE)  # of `make read`
     return text.replace("[, ", "[")
 
 

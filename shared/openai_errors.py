@@ -36,7 +36,7 @@ def add_errors(app: FastAPI) -> None:
         detail = (
             f"Unknown request URL: {request.method} {request.url.path}" if error.status_code == 404 else error.detail
         )
-        return JSONResponse(ApiError(detail, status=error.status_code).body(), error.status_code)
+        return JSONResponse(ApiError(detail, status=error.status_code).body(), error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> JSONResponse:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel
 from starlette.routing import Route
 
@@ -36,9 +36,25 @@ PAID: dict[str, type[BaseModel]] = {
 }
 REFUSALS = {
     "400": "the request is not valid", "401": "no usable key", "403": "the key's scope does not include the model",
-    "404": "no such model", "413": "the body is too large", "429": "a limit is reached or the queue is full",
+    "404": "no such model or request", "413": "the body is too large", "429": "a limit is reached or the queue is full",
     "502": "the engine broke off", "503": "no engine is ready", "504": "a deadline passed",
 }  # fmt: skip
+ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string", "minLength": 1},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "integer", "null"]},  # engines say 400, we say why
+            },
+        }
+    },
+}
 
 
 def create_app(parts: "Parts") -> FastAPI:
@@ -87,7 +103,7 @@ def create_app(parts: "Parts") -> FastAPI:
             raise parts.engines.unavailable()
         return {"status": "ready", "engines": engines}
 
-    @app.get("/metrics", dependencies=[Depends(operator)])
+    @app.get("/metrics", response_class=PlainTextResponse, dependencies=[Depends(operator)])
     async def metrics() -> Response:
         return Response(parts.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -149,7 +165,16 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         title="step5_serving: an OpenAI-compatible gateway", version="1", routes=app.routes, openapi_version="3.1.0"
     )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    refusals = {code: {"description": what} for code, what in REFUSALS.items()}
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    refusals = {code: {"description": what, "content": content} for code, what in REFUSALS.items()}
+    for path, operations in document["paths"].items():
+        for responses in (operation["responses"] for operation in operations.values()):
+            if responses.pop("422", None):  # FastAPI's; shared/openai_errors.py answers as OpenAI does
+                responses["400"] = refusals["400"]
+            if "{" in path:
+                responses["404"] = refusals["404"]
+    document["paths"]["/ready"]["get"]["responses"]["503"] = refusals["503"]
+    document["paths"]["/metrics"]["get"]["responses"]["401"] = refusals["401"]
     for path, model in PAID.items():
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {})
@@ -162,10 +187,13 @@ def openapi(app: FastAPI) -> dict[str, Any]:
                 "responses": {"200": {"description": "OpenAI's response, or its events"}, **refusals},
             }
         }
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    schemas["Error"] = ERROR
     document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in document["paths"].items():
         if path.startswith("/v1/"):
             for operation in operations.values():
                 operation["security"] = [{"key": []}]
-                operation["responses"].setdefault("401", {"description": REFUSALS["401"]})
+                operation["responses"].setdefault("401", refusals["401"])
     return document

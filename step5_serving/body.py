@@ -83,7 +83,10 @@ def understand(body: bytes) -> Call:
     if most is not None and most < 0:  # it would lower the reservation of the spending cap
         raise invalid("max_tokens must not be negative.")
     prompts = _prompts(document.get("prompt"))
-    answers = max(1, _field(document, "n", int) or 1) * prompts
+    answers = max(1, _field(document, "n", int) or 1)
+    if answers > 128:  # OpenAI's limit. Estimates a million times the others' would drown these in admission's sums.
+        raise invalid("n must be at most 128.")
+    answers *= prompts
     hide = False
     if stream:
         options = _field(document, "stream_options", dict)

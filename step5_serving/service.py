@@ -36,6 +36,7 @@ from step5_serving.ledger import Ledger, spent
 from step5_serving.logs import Log
 from step5_serving.metrics import Metrics
 from step5_serving.prices import Price, load_prices
+from step5_serving.protocol import Protocol
 from step5_serving.supervisor import Supervisor
 from step5_serving.tracing import Tracing, open_tracing
 from step5_serving.web.live import Live
@@ -181,7 +182,8 @@ async def _serve(options: Options, listener: socket.socket, started: Any = None)
     async with open_parts(options) as parts:
         config = uvicorn.Config(
             create_app(parts),
-            http="httptools",
+            http=Protocol,
+            ws="none",
             lifespan="off",
             access_log=False,  # the log has a line per request
             log_level="warning",
