@@ -1,0 +1,1 @@
+"""`make drift`: what the newest versions of the packages break, and which package it is."""
