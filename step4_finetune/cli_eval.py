@@ -108,14 +108,17 @@ def _through_endpoint(
     **settings: Any,
 ) -> None:
     from shared.endpoint import connect
-    from step4_finetune.columns import adapter_column, base_columns, measure
+    from step4_finetune.columns import adapter_column, base_columns, measure, similarity
     from step4_finetune.record import record
 
     with connect(model, quiet=quiet) as endpoint, progress_bars(quiet) as progress:
         tuned = [adapter_column(endpoint, adapter) for adapter in adapters]
         for task in tasks:
             columns = [*base_columns(endpoint, task, prompts), *tuned]
-            record(output, task, [measure(endpoint, c, task, output, progress=progress, **settings) for c in columns])
+            entries = [measure(endpoint, c, task, output, progress=progress, **settings) for c in columns]
+            if task == "relevant" and entries[0].strategy == "choice":  # what finds passages can grade them as well
+                entries.insert(0, similarity(output, settings["limit"]))
+            record(output, task, entries)
 
 
 def _general(adapters: Sequence[str], output: Path, model: str | None, limit: int) -> "list[Row]":

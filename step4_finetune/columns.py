@@ -8,8 +8,9 @@ record.py keeps the entries.
 """
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,8 @@ class Column:
 class Entry:
     """A measured column, as the record keeps it. file: answers, beside the record. threshold: calls or yes from there.
 
-    n: items. row: shared.results' metrics. changes: against the baseline column, by group; none for a base column.
+    n: items. row: shared.results' metrics. changes: against the baseline column, by group, and in AUROC also
+    against the other base columns; none for a base column.
     """
 
     label: str
@@ -107,6 +109,27 @@ def measure(
     return Entry(
         column.label, path.name, limit, chosen, used, column.adapter, column.weights, len(judged), dict(figures)
     )
+
+
+def similarity(folder: Path, limit: int | None = None) -> Entry:
+    """The column of tasks/relevant.py's `by_similarity`; of its figures only AUROC, the others would mean nothing.
+
+    Raises what load_task and load_embedder raise.
+    """
+    from shared.files import atomic_write
+    from step4_finetune.evaluation.comparison import judge, row
+    from step4_finetune.evaluation.runner import answers_path, header_of
+    from step4_finetune.evaluation.task import Run
+    from step4_finetune.evaluation.tasks.relevant import by_similarity
+
+    task, run = task_of("relevant", limit), Run("embedding similarity", "minilm-l6-v2", "choice")
+    answers = by_similarity(task.items)
+    path = answers_path(folder, run, task, "embedded")
+    lines = [header_of(run, task, "embedded"), *map(asdict, answers)]
+    atomic_write(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    judged = judge(task, {answer.id: answer for answer in answers})
+    figures = {"AUROC": dict(row(run.label, task, judged)["metrics"]["AUROC"])}
+    return Entry(run.label, path.name, limit, "choice", 0.5, "", "", len(judged), figures)
 
 
 @lru_cache(maxsize=16)

@@ -39,7 +39,7 @@ def record(folder: Path, task: str, entries: Sequence[Entry]) -> list[Entry]:
     table = sorted((e for e in kept.values() if (e.limit, e.strategy) == like), key=lambda e: bool(e.adapter))
     base = [entry for entry in table if not entry.adapter]
     if base:
-        table = [replace(e, **_changes(folder, task, base[-1], e)) if e.adapter else e for e in table]
+        table = [replace(e, **_changes(folder, task, base, e)) if e.adapter else e for e in table]
     document["tasks"][task] = [asdict(entry) for entry in table]
     document["made"] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -97,13 +97,20 @@ def compare_entries(folder: Path, task: str, a: Entry, b: Entry) -> "Comparison"
     return compare(found, first, judged_of(folder, task, b)[1])
 
 
-def _changes(folder: Path, task: str, base: Entry, entry: Entry) -> dict[str, Any]:
-    found = compare_entries(folder, task, base, entry)
-    changes = [asdict(change) | {"p": change.mcnemar.p} for change in found.changes]
-    if found.auroc is not None:
-        value, ci95, p = found.auroc
-        changes.append({"group": "AUROC", "n": entry.n, "difference": value, "ci95": list(ci95), "p": p})
-    return {"baseline": base.label, "changes": tuple(changes)}
+def _changes(folder: Path, task: str, base: Sequence[Entry], entry: Entry) -> dict[str, Any]:
+    changes = []
+    for column in (base[-1], *base[:-1]):
+        found = compare_entries(folder, task, column, entry)
+        name = "AUROC"
+        if column is base[-1]:
+            changes += [asdict(change) | {"p": change.mcnemar.p} for change in found.changes]
+        else:
+            name += f", against {column.label}"
+        if found.auroc is not None:
+            value, ci95, p = found.auroc
+            changes.append({"group": name, "n": entry.n, "difference": value, "ci95": list(ci95), "p": p})
+    changes.sort(key=lambda change: bool(change["group"] == "AUROC"))  # where the report looks for it
+    return {"baseline": base[-1].label, "changes": tuple(changes)}
 
 
 def _write(folder: Path, document: dict[str, Any]) -> None:

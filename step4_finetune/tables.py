@@ -76,8 +76,8 @@ def change_line(change: dict[str, Any]) -> str:
     """One change in words: `simple_python: +40.0 points [+30.1, +49.9], p = 3e-05, n = 100`."""
     low, high = change["ci95"]
     value = change["difference"]
-    if change["group"] == "AUROC":
-        return f"AUROC: {value:+.3f} [{low:+.3f}, {high:+.3f}], p = {change['p']:.2g}, n = {change['n']}"
+    if change["group"].startswith("AUROC"):
+        return f"{change['group']}: {value:+.3f} [{low:+.3f}, {high:+.3f}], p = {change['p']:.2g}, n = {change['n']}"
     return f"{change['group']}: {value:+.1f} points [{low:+.1f}, {high:+.1f}], p = {change['p']:.2g}, n = {change['n']}"
 
 

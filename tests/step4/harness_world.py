@@ -5,7 +5,7 @@ with served_models() as served:                # over HTTP, as any endpoint
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from shared import bfcl
 from shared.endpoint import Endpoint
 from shared.errors import UserError
 from step4_finetune import columns
-from step4_finetune.evaluation.task import Item, Score, Task, spread
+from step4_finetune.evaluation.task import Answer, Item, Score, Task, spread
 from step4_finetune.evaluation.tasks.bfcl import of_items
 from step4_finetune.evaluation.tasks.graded import graded
 from step4_finetune.grader_data import GraderItem
@@ -105,9 +105,15 @@ def served_models() -> AbstractContextManager[Served]:
     return scripted_endpoint(said)
 
 
+def fake_similarity(items: Sequence[Item]) -> list[Answer]:
+    """Cosines without an embedding model: they rank a little."""
+    return [Answer(i.id, i.digest, probability=0.5 + 0.1 * i.gold.label - 0.03 * (n % 5)) for n, i in enumerate(items)]
+
+
 def use_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the toy tasks in the place of the real ones."""
     monkeypatch.setattr("step4_finetune.evaluation.tasks.load_task", load)
+    monkeypatch.setattr("step4_finetune.evaluation.tasks.relevant.by_similarity", fake_similarity)
     columns.task_of.cache_clear()
 
 

@@ -59,7 +59,12 @@ def test_eval_again_asks_nothing_and_another_adapter_joins_the_table(step4: Any,
     assert [(entry["label"], entry["n"]) for entry in few] == [("base, zero-shot", 4), ("base, best prompt", 4)]
     record = json.loads(Path("out/step4/eval/evaluation.json").read_text())
     assert list(record["tasks"]) == ["bfcl", "relevant"]
-    assert "AUROC" in record["tasks"]["relevant"][0]["row"]
+    relevant = record["tasks"]["relevant"]
+    assert [entry["label"] for entry in relevant][::3] == ["embedding similarity", "SFT"]
+    assert list(relevant[0]["row"]) == ["AUROC"]  # a cosine ranks, and is no probability
+    groups = [change["group"] for change in relevant[-1]["changes"]]
+    assert groups[-1] == "AUROC"
+    assert "AUROC, against embedding similarity" in groups
 
 
 def test_strategy_prompt_and_threshold_are_passed_on(step4: Any, endpoint: Served) -> None:
@@ -110,7 +115,7 @@ def test_eval_mistakes_are_one_line(step4: Any, endpoint: Served, arguments: lis
 
 def test_two_tasks_are_not_compared(step4: Any, endpoint: Served) -> None:
     step4("eval", "bfcl", "relevant", "--model", "base", "--prompt", "none")
-    files = sorted(Path("out/step4/eval").glob("*.jsonl"))
+    files = sorted(Path("out/step4/eval").glob("*zero-shot*.jsonl"))
     done = step4("compare", *files)
     assert done.code == 2
     assert "compare one task" in done.err
