@@ -67,7 +67,7 @@ def answers_verb(
 ) -> None:
     """The ablation: what each part of answering is worth, against naive RAG.
 
-    Without --limit, 60 questions of BoolQ, 30 of NarrativeQA and 50 of unsolvable_questions.
+    Without --limit, 40 questions of BoolQ, 20 of NarrativeQA and 30 of unsolvable_questions.
 
     Example: step3 eval answers --limit 10 --graders embedding
     """

@@ -36,7 +36,9 @@ def record(folder: Path, task: str, entries: Sequence[Entry]) -> list[Entry]:
     kept = {entry.label: entry for entry in entries_of(document, task)}
     kept |= {entry.label: entry for entry in entries}
     like = (entries[-1].limit, entries[-1].strategy)
-    table = sorted((e for e in kept.values() if (e.limit, e.strategy) == like), key=lambda e: bool(e.adapter))
+    table = [entry for entry in kept.values() if (entry.limit, entry.strategy) == like]
+    # First what only ranks: the last base column is the one that tuned ones are compared with in everything.
+    table.sort(key=lambda entry: (bool(entry.adapter), set(entry.row) != {"AUROC"}))
     base = [entry for entry in table if not entry.adapter]
     if base:
         table = [replace(e, **_changes(folder, task, base, e)) if e.adapter else e for e in table]

@@ -23,7 +23,7 @@ from step3_rag.chunks import RECIPE
 from step3_rag.evaluation.datasets import Dataset, Question
 from step3_rag.evaluation.journal import Outcome, measure, missing, path_of
 from step3_rag.generation import build_prompt
-from step3_rag.graders import DEFAULT_GRADER, load_thresholds
+from step3_rag.graders import DEFAULT_GRADER, WITHOUT_ADAPTER, load_thresholds
 from step3_rag.reflection import NAIVE, Reflection, run
 from step3_rag.resources import ADAPTER_FOLDER, Resources
 
@@ -37,8 +37,9 @@ READS, WRITES = 790, 230
 def ablation(graders: Sequence[str]) -> dict[str, Reflection]:
     """Return arm → settings, the baseline first. All retrieve the same number of passages.
 
-    graders: those that are loaded. The last two arms have the grader that step 3 ships with.
+    graders: those that are loaded. The last two arms have the grader that step 3 ships with, where it is among them.
     """
+    default = DEFAULT_GRADER if DEFAULT_GRADER in graders else WITHOUT_ADAPTER
     arms = {
         BASELINE: replace(NAIVE, retrievers=("dense",)),
         "lexical": replace(NAIVE, retrievers=("lexical",)),
@@ -46,9 +47,9 @@ def ablation(graders: Sequence[str]) -> dict[str, Reflection]:
         "fused + late interaction": replace(NAIVE, reranker="late"),
     }
     arms |= {f"fused + {name} grader": replace(NAIVE, grader=name) for name in graders}
-    rewrites = Reflection().max_rewrites
-    arms[f"fused + {DEFAULT_GRADER} grader + rewriting"] = replace(NAIVE, grader=DEFAULT_GRADER, max_rewrites=rewrites)
-    arms[FULL] = Reflection()
+    full = Reflection(grader=default)
+    arms[f"fused + {default} grader + rewriting"] = replace(NAIVE, grader=default, max_rewrites=full.max_rewrites)
+    arms[FULL] = full
     return arms
 
 

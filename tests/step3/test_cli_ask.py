@@ -68,9 +68,8 @@ def test_the_answer_goes_to_stdout_and_where_it_stands_to_stderr(opened: list[di
     assert "[1] /docs/notes.md > Animals" in done.stderr
     assert "“Salmon live in the Amber river.”" in done.stderr
     assert "retrieve" not in done.stderr
-    assert opened == [
-        {"folder": collection_folder("default"), "model": None, "graders": [graders.DEFAULT_GRADER], "quiet": False}
-    ]
+    default = resources_module.default_grader()
+    assert opened == [{"folder": collection_folder("default"), "model": None, "graders": [default], "quiet": False}]
 
 
 def test_trace_shows_every_decision_and_explain_is_the_same(opened: list[dict[str, Any]]) -> None:

@@ -24,7 +24,7 @@ from step3_rag.evaluation.answering_eval import (
 )
 from step3_rag.evaluation.datasets import Question
 from step3_rag.evaluation.journal import Outcome, path_of
-from step3_rag.graders import Thresholds
+from step3_rag.graders import DEFAULT_GRADER, WITHOUT_ADAPTER, Thresholds
 from step3_rag.index import Index
 from step3_rag.reflection import NAIVE, Reflection
 from step3_rag.resources import Resources
@@ -56,7 +56,8 @@ def test_arms_have_one_k_and_no_two_are_the_same() -> None:
     assert next(iter(arms)) == BASELINE
     assert {arm.k for arm in arms.values()} == {Reflection().k}
     assert arms[BASELINE] == replace(NAIVE, retrievers=("dense",))
-    assert arms[FULL] == Reflection()
+    assert arms[FULL] == Reflection(grader=WITHOUT_ADAPTER)
+    assert ablation([*GRADERS, DEFAULT_GRADER])[FULL] == Reflection()
     assert {arm.grader for arm in arms.values()} == {None, *GRADERS}
     described = [json.dumps(vars(arm), default=str) for arm in arms.values()]
     assert len(set(described)) == len(arms) == 4 + len(GRADERS) + 2

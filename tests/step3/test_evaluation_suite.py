@@ -23,7 +23,7 @@ from step3_rag.evaluation.abstention_eval import NO_GRADER
 from step3_rag.evaluation.answering_eval import BASELINE, FULL, ablation
 from step3_rag.evaluation.datasets import Dataset, Question
 from step3_rag.evaluation.routing_eval import routing_rows
-from step3_rag.graders import load_thresholds
+from step3_rag.graders import WITHOUT_ADAPTER, load_thresholds
 from step3_rag.index import Index
 from step3_rag.resources import Resources
 from step3_rag.routing import ROUTES, load_labelled
@@ -60,6 +60,8 @@ def chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeChat:
     settings.cache_clear()
     monkeypatch.setattr(datasets, "DATASETS", parts)
     monkeypatch.setattr(suite, "open_resources", opened)
+    monkeypatch.setattr(suite, "ADAPTER_FOLDER", Path("no such folder"))
+    monkeypatch.setattr(suite, "default_grader", lambda model=None: WITHOUT_ADAPTER)
     for module in (suite, encoder):
         monkeypatch.setattr(module, "Encoder", lambda: FakeEncoder(max_tokens=256))
     return chat

@@ -51,7 +51,7 @@ def test_eval_again_asks_nothing_and_another_adapter_joins_the_table(step4: Any,
     step4("eval", "bfcl", "relevant", "--model", "base", "--adapter", "SFT")
     asked = len(endpoint.requests)
     step4("eval", "bfcl", "relevant", "--model", "base", "--adapter", "SFT")
-    assert len(endpoint.requests) == asked
+    assert len(endpoint.requests) == asked  # and similarity, which was there, is still no baseline
     document = json.loads(step4("eval", "bfcl", "--model", "base", "--adapter", "SFT + DPO", "--json").out)
     assert [entry["label"] for entry in document["bfcl"]][2:] == ["SFT", "SFT + DPO"]
     # Another limit is another table: columns of other items leave it.
@@ -64,6 +64,7 @@ def test_eval_again_asks_nothing_and_another_adapter_joins_the_table(step4: Any,
     assert list(relevant[0]["row"]) == ["AUROC"]  # a cosine ranks, and is no probability
     groups = [change["group"] for change in relevant[-1]["changes"]]
     assert groups[-1] == "AUROC"
+    assert relevant[-1]["baseline"] == "base, best prompt"
     assert "AUROC, against embedding similarity" in groups
 
 
