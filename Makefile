@@ -46,6 +46,9 @@ fuzz5: .venv/.dev  ## 100,000 random and hostile requests to step 5's gateway, a
 step5-trace: .venv/.step5  ## a local viewer for step 5's traces (Arize Phoenix, in an environment of its own)
 	@$(PY) -m step5_serving.trace_viewer
 
+tour: .venv/.dev  ## all five steps in one narrated run, and out/tour/report.html
+	@$(PY) -m scripts.tour
+
 test: .venv/.dev  ## hermetic tests: no model, no network, about two minutes
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 -m "not real"
 
@@ -88,6 +91,6 @@ distclean: clean  ## also remove .venv (downloaded models stay in LLM_ROADMAP_HO
 .venv/.%: requirements.lock pyproject.toml shared/pyproject.toml $(wildcard step*/pyproject.toml) scripts/setup.sh
 	@scripts/setup.sh $*
 
-.PHONY: help step1 bench1 step2 bench2 step3 step3-ui step4 bench4 step5 step5-demo bench5 fuzz5 step5-trace test test-real lint format results read lock drift export clean distclean
+.PHONY: help step1 bench1 step2 bench2 step3 step3-ui step4 bench4 step5 step5-demo bench5 fuzz5 step5-trace tour test test-real lint format results read lock drift export clean distclean
 .PRECIOUS: .venv/.%
 .NOTPARALLEL:

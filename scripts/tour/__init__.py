@@ -1,0 +1,1 @@
+"""`make tour`: one narrated run through all five steps, and one page with everything that it found."""
