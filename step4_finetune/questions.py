@@ -29,7 +29,8 @@ class Questions:
         times: how many calls. whole: several calls may be asked for in several sentences.
         """
         template = self.rng.choice([t for t in function.templates if whole or times == 1 or "<" in t])
-        said = {key for clause in CLAUSE.finditer(template) for key in clause_keys(clause) if self.rng.random() < 0.6}
+        keys = [key for clause in CLAUSE.finditer(template) for key in sorted(clause_keys(clause))]
+        said = {key for key in keys if self.rng.random() < 0.6}
         said |= {key for key in slots(template) if function.argument(key).optional}
         dressed = dress(function, self.rng, given=frozenset(said), template=template)
         plain = all(a.pool.kind != "bool" for a in function.arguments if a.key in dressed.required)
@@ -80,7 +81,7 @@ class Questions:
         """Ask once for a function that is dressed already, with any template that its parameters allow."""
         template = self.rng.choice([t for t in dressed.function.templates if slots(t) <= dressed.names.keys()])
         optional = {key for match in CLAUSE.finditer(template) for key in clause_keys(match)} & dressed.names.keys()
-        said = {key for key in optional if key in dressed.required or self.rng.random() < 0.5}
+        said = {key for key in sorted(optional) if key in dressed.required or self.rng.random() < 0.5}
         if not dressed.required <= said | slots(template):  # an optional argument that its schema requires
             template, said = dressed.template, set(dressed.required)
         question, calls = self._fill(dressed, *self._resolve(dressed, template, said), 1)

@@ -148,7 +148,10 @@ def compare(task: Task, a: Sequence[Judged], b: Sequence[Judged]) -> Comparison:
     groups_b = _groups(second)
     changes = [_change(name, entries, groups_b[name]) for name, entries in _groups(first).items()]
     graded_a, graded_b = probabilities(task, first), probabilities(task, second)
-    ranking = auroc_difference(graded_b[0], graded_a[0], graded_a[1]) if graded_a and graded_b else None
+    ranking = None
+    # Of one positive or one negative item nobody knows how much it varies.
+    if graded_a and graded_b and min(map(graded_a[1].count, (True, False))) > 1:
+        ranking = auroc_difference(graded_b[0], graded_a[0], graded_a[1])
     return Comparison(
         changes,
         ranking,

@@ -1,7 +1,10 @@
 """The synthetic data: right by construction, checked all the same, the same bytes every time."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from random import Random
 
@@ -49,6 +52,22 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: 
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert (tmp_path / "a").read_bytes() != (tmp_path / "c").read_bytes()
     assert read_jsonl(tmp_path / "a") == made(1)
+
+
+def test_the_same_seed_gives_the_same_bytes_in_another_process() -> None:
+    """Texts hash differently in each process, so a set's order must decide nothing."""
+    program = (
+        "from step4_finetune import data_build as d; from step4_finetune.decontaminate import Evaluation as E;"
+        "nothing = E(frozenset(), frozenset(), frozenset());"
+        "print(d.synthesize(1, dict.fromkeys(d.MIXTURE, 12), nothing, d.Report()))"
+    )
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", program], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(seen) == 1
 
 
 def test_the_calls_are_of_the_number_and_choice_that_the_kind_says() -> None:

@@ -176,6 +176,9 @@ def test_rankings_are_compared_where_both_columns_have_probabilities() -> None:
     found = compare(task, a, b).auroc
     assert found is not None
     assert found.value == pytest.approx(0.25)
+    few = task_of("yes", "yes", "no")  # one negative item has no spread
+    few_a, few_b = (judge(few, answers(few, probabilities=p)) for p in ((0.9, 0.4, 0.2), (0.9, 0.8, 0.2)))
+    assert compare(few, few_a, few_b).auroc is None
 
 
 def test_the_best_threshold_weighs_both_kinds_alike() -> None:
