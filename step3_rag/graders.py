@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from step3_rag.chat_model import ChatModel
 
 GRADERS = ("llm", "adapter", "embedding", "overlap")
-DEFAULT_GRADER = "adapter"
+DEFAULT_GRADER = "embedding"
 WITHOUT_ADAPTER = "embedding"  # the default in its place where that is the adapter and the model in use has none
 ADAPTER = "grader"  # the name under which an endpoint serves step 4's adapter
 THRESHOLDS = Path(__file__).with_name("thresholds.toml")
