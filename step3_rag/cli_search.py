@@ -39,8 +39,8 @@ def search_verb(
         str | None,
         typer.Option(
             metavar="NAME",
-            show_default="none",
-            help="Give the best 20 new scores: late, llm, adapter, or a cross-encoder's directory or Hub id.",
+            show_default="late",
+            help="Who looks twice at the best 20: late, llm, adapter, a cross-encoder's directory or Hub id; or none.",
         ),
     ] = None,
     mmr: Annotated[
@@ -58,7 +58,7 @@ def search_verb(
 ) -> None:
     """Show the passages that are nearest to QUERY; no model answers.
 
-    Example: step3 search "who wrote the first compiler" --rerank late --explain
+    Example: step3 search "who wrote the first compiler" --explain
     """
     from step3_rag.ingest import collection_folder
     from step3_rag.retrieval import search
@@ -86,8 +86,9 @@ def _opened(folder: Path, rerank: str | None, *, quiet: bool) -> "Iterator[tuple
     """Yield the collection's indexes, its encoder and the reranker; the chat model is loaded only if it reranks."""
     from step3_rag.encoder import Encoder
     from step3_rag.index import Index
-    from step3_rag.rerank import by_grader, load_reranker
+    from step3_rag.rerank import DEFAULT_RERANKER, by_grader, load_reranker
 
+    rerank = rerank or DEFAULT_RERANKER
     with ExitStack() as stack:
         if rerank in ("llm", "adapter"):
             from step3_rag.resources import open_resources
@@ -98,7 +99,7 @@ def _opened(folder: Path, rerank: str | None, *, quiet: bool) -> "Iterator[tuple
         index = Index(folder)
         stack.callback(index.close)
         encoder = Encoder(index.store.encoder)
-        yield index, encoder, load_reranker(rerank, encoder) if rerank else None
+        yield index, encoder, None if rerank == "none" else load_reranker(rerank, encoder)
 
 
 def _explain(lists: "Mapping[str, Sequence[Hit]]", hits: "Sequence[Hit]") -> None:

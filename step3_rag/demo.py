@@ -17,8 +17,8 @@ from step3_rag.reflection import Reflection, run
 from step3_rag.resources import Resources
 from step3_rag.trace import Trace, document
 
-# How a question should end → questions, the best first. Of the rewritten ones the right article is not among the first
-# five passages at first, and is once the titles of those are searched as well: no model takes part in that.
+# How a question should end → questions, the best first. Few can show the second: of 450 questions of BoolQ 33 were
+# looked up anew, and none of these was answered in the end. Each here says "uk" or "permit" where its article does not.
 QUESTIONS: Mapping[str, tuple[str, ...]] = {
     "answered": (
         "what is a thundersnow",
@@ -26,12 +26,7 @@ QUESTIONS: Mapping[str, tuple[str, ...]] = {
         "what is the salt belt",
         "what causes the sound of the ocean in a seashell",
     ),
-    "rewritten": (
-        "do you need a tv license in uk",
-        "does it get cold at night in hawaii",
-        "can you have a surrogate mother in australia",
-        "can a player be substituted twice in football",
-    ),
+    "rewritten": ("do you need a tv license in uk", "how do you get a tv permit in england"),
     "declined": (
         "who won the first season of the show that was filmed on the moon",
         "what is the recipe of grandmother's apple pie",

@@ -29,6 +29,7 @@ from step3_rag.citations import cite as find_citations
 from step3_rag.generation import build_prompt, chat, write
 from step3_rag.graders import DEFAULT_GRADER, Case, Thresholds, answers, load_thresholds, passage_text
 from step3_rag.passages import Hit, Passage
+from step3_rag.rerank import DEFAULT_RERANKER
 from step3_rag.resources import Resources
 from step3_rag.retrieval import RETRIEVERS, search
 from step3_rag.rewriting import next_query
@@ -53,7 +54,7 @@ class Reflection:
 
     k: int = 5
     retrievers: Sequence[str] = RETRIEVERS
-    reranker: str | None = None
+    reranker: str | None = DEFAULT_RERANKER
     routing: bool = True
     grader: str | None = DEFAULT_GRADER
     thresholds: Thresholds | None = None
@@ -73,7 +74,7 @@ class Reflection:
         return 2 + 2 + 3 * self.max_rewrites + 3 * (1 + self.max_regenerations)
 
 
-NAIVE = Reflection(routing=False, grader=None, max_rewrites=0, checking=False, max_regenerations=0)
+NAIVE = Reflection(reranker=None, routing=False, grader=None, max_rewrites=0, checking=False, max_regenerations=0)
 
 
 class State(TypedDict, total=False):

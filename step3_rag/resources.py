@@ -16,7 +16,7 @@ from step3_rag.chat_model import ChatModel, open_chat_model
 from step3_rag.encoder import TextEncoder
 from step3_rag.graders import ADAPTER, DEFAULT_GRADER, GRADERS, WITHOUT_ADAPTER, Grader, embedding, overlap, yes_or_no
 from step3_rag.index import Index
-from step3_rag.rerank import Reranker, load_reranker
+from step3_rag.rerank import DEFAULT_RERANKER, Reranker, load_reranker
 from step3_rag.routing import Router
 
 if TYPE_CHECKING:
@@ -43,13 +43,13 @@ def open_resources(
     *,
     model: str | None = None,
     graders: Sequence[str] | None = None,
-    rerankers: Sequence[str] = (),
+    rerankers: Sequence[str] = (DEFAULT_RERANKER,),
     quiet: bool = False,
 ) -> Iterator[Resources]:
     """Load what answering from a collection needs; an embedded engine lives as long as the block does.
 
     folder: of the collection. model, quiet: as shared.endpoint.connect. graders, rerankers: names, all loaded;
-    None is the default grader.
+    None is the default grader, and nobody may be named who looks twice.
     Raises UserError when there is no such collection, model, grader or reranker, or no adapter for the grader of that
     name.
     """

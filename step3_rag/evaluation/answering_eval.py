@@ -37,18 +37,22 @@ READS, WRITES = 790, 230
 def ablation(graders: Sequence[str]) -> dict[str, Reflection]:
     """Return arm → settings, the baseline first. All retrieve the same number of passages.
 
-    graders: those that are loaded. The last two arms have the grader that step 3 ships with, where it is among them.
+    graders: those that are loaded; they grade what the reranker that step 3 ships with brings to the top. The last two
+    arms have the grader that it ships with, where it is among them.
     """
     default = DEFAULT_GRADER if DEFAULT_GRADER in graders else WITHOUT_ADAPTER
     arms = {
         BASELINE: replace(NAIVE, retrievers=("dense",)),
         "lexical": replace(NAIVE, retrievers=("lexical",)),
         "fused": NAIVE,
-        "fused + late interaction": replace(NAIVE, reranker="late"),
+        "fused + late interaction (late)": replace(NAIVE, reranker="late"),
     }
-    arms |= {f"fused + {name} grader": replace(NAIVE, grader=name) for name in graders}
     full = Reflection(grader=default)
-    arms[f"fused + {default} grader + rewriting"] = replace(NAIVE, grader=default, max_rewrites=full.max_rewrites)
+    found = replace(NAIVE, reranker=full.reranker)
+    arms |= {f"{full.reranker} + {name} grader": replace(found, grader=name) for name in graders}
+    arms[f"{full.reranker} + {default} grader + rewriting"] = replace(
+        found, grader=default, max_rewrites=full.max_rewrites
+    )
     arms[FULL] = full
     return arms
 

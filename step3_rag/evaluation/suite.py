@@ -65,7 +65,7 @@ def resources(dataset: Dataset, graders: str | None, model: str | None, *, quiet
     names = _graders(graders, model)
     with collection(dataset, Encoder()) as index:
         folder = index.folder
-    with open_resources(folder, model=model, graders=names, rerankers=["late"], quiet=quiet) as opened:
+    with open_resources(folder, model=model, graders=names, quiet=quiet) as opened:
         yield opened
 
 

@@ -27,7 +27,12 @@ def resources(grade: Grader | None = None, say: Any = lambda _: ANSWER, **more: 
     index: Any = more.pop("index", FakeIndex(PASSAGES))
     router: Any = FakeRouter()
     model = ChatModel(FakeChat(say=say, **more))
-    return Resources(index, FakeEncoder(), model, router, {"fake": grade or grader()})
+    return Resources(index, FakeEncoder(), model, router, {"fake": grade or grader()}, {"late": as_they_come})
+
+
+def as_they_come(_: str, texts: Sequence[str]) -> list[float]:
+    """A fake reranker: changes nothing."""
+    return [-float(place) for place in range(len(texts))]
 
 
 def grader(relevant: float = 0.9, answerable: float = 0.9, grounded: float = 0.9, answers: float = 0.9) -> Grader:

@@ -14,6 +14,7 @@ import pytest
 from fake_chat_model import FakeChat
 from fake_encoder import FakeEncoder
 from fake_index import FakeRouter
+from reflection_world import as_they_come
 
 from shared.errors import UserError
 from step3_rag import page, resources
@@ -51,7 +52,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Li
         loaded.append(folder)
         index = Index(folder)
         router: Any = FakeRouter()
-        yield Resources(index, FakeEncoder(), ChatModel(chat), router, {"embedding": sure})
+        yield Resources(index, FakeEncoder(), ChatModel(chat), router, {"embedding": sure}, {"late": as_they_come})
         index.close()
 
     monkeypatch.setattr(resources, "open_resources", open_fakes)

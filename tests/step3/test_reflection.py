@@ -169,8 +169,8 @@ def test_wrong_settings_are_said_before_anything_runs() -> None:
             settle(**wrong)
     with pytest.raises(UserError, match="'llm' is not loaded; there are fake"):
         run(QUESTION, resources(), settle(grader="llm"))
-    with pytest.raises(UserError, match="'late' is not loaded; there are none"):
-        run(QUESTION, resources(), settle(reranker="late"))
+    with pytest.raises(UserError, match="'cross' is not loaded; there are late"):
+        run(QUESTION, resources(), settle(reranker="cross"))
     with pytest.raises(UserError, match="the question is empty"):
         run(" ", resources(), settle())
 
