@@ -109,13 +109,14 @@ def default_embeddings() -> Any:
     """LangChain's Hugging Face embeddings, all settings as they come, with the model that we use."""
     import warnings
 
-    # langchain-huggingface, which its deprecation names instead, wants a huggingface-hub below 2; the code is the same.
-    from langchain_community.embeddings import HuggingFaceEmbeddings  # type: ignore[import-not-found,unused-ignore]
-
     from shared import artifacts
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        # langchain-huggingface, which its deprecation names instead, wants a huggingface-hub below 2; the code is the
+        # same.
+        from langchain_community.embeddings import HuggingFaceEmbeddings  # type: ignore[import-not-found,unused-ignore]
+
         return HuggingFaceEmbeddings(model_name=str(artifacts.fetch("minilm-l6-v2")))
 
 
@@ -254,8 +255,8 @@ def grow(
 
 def _row(size: int, measured: dict[str, float], disk: dict[str, float], seconds: float) -> Row:
     metrics = {name: metric(measured[name], unit="ms") for name in measured if name != "memory"}
-    metrics["search / embed, p50"] = metric(measured["search p50"] / measured["embed p50"], unit="×")
-    metrics["search / embed, p95"] = metric(measured["search p95"] / measured["embed p95"], unit="×")
+    metrics["search / embed p50"] = metric(measured["search p50"] / measured["embed p50"], unit="×")
+    metrics["search / embed p95"] = metric(measured["search p95"] / measured["embed p95"], unit="×")
     metrics["memory"] = metric(measured["memory"], unit="MB")
     metrics |= {name: metric(value, unit="MB") for name, value in disk.items()}
     metrics["indexing"] = metric(seconds, unit="s")

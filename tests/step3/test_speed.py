@@ -121,7 +121,7 @@ def test_growth_measures_every_size_in_a_process_of_its_own(real: Path, tmp_path
         values = {name: entry["value"] for name, entry in row["metrics"].items()}
         assert values["search p50"] > values["embed p50"] > 0  # the search embeds, too
         assert values["search p95"] >= values["search p50"]
-        assert values["search / embed, p50"] == pytest.approx(values["search p50"] / values["embed p50"])
+        assert values["search / embed p50"] == pytest.approx(values["search p50"] / values["embed p50"])
         assert values["memory"] > 0
         assert all(values[part] > 0 for part in ("database", "vector index", "word index"))
     assert rows[1]["metrics"]["database"]["value"] > rows[0]["metrics"]["database"]["value"]
