@@ -1,6 +1,6 @@
 """Every setting of the project, in one object, read from the environment.
 
-    MODEL=smollm2-135m DTYPE=int4 python -m step1_foundations load
+    MODEL=smollm2-135m DTYPE=int4     # in the environment of any command
 
 The table of variables in README.md is rendered from the fields below (`make results`), so the two cannot drift apart.
 """

@@ -1,6 +1,6 @@
 """Model repositories from the Hugging Face Hub, or from the mirror that HF_ENDPOINT names, at one exact commit.
 
-    MODEL=HuggingFaceTB/SmolLM2-360M-Instruct@REVISION python -m step1_foundations load
+    MODEL=HuggingFaceTB/SmolLM2-360M-Instruct@REVISION     # in the environment of any command
 
 The Hub's own client does the work (per-file locks, resuming, Xet transfers). Added here: a pinned commit that is
 complete on disk is used without any request, only the files a language model needs are fetched, and every failure is

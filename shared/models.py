@@ -4,7 +4,7 @@
     MODEL=./my-model              a Hugging Face checkpoint directory
     MODEL=org/name@revision       the Hub, or a mirror of it (HF_ENDPOINT)
 
-`python -m step1_foundations load` prints what was chosen and why.
+What was chosen and why is said on stderr.
 """
 
 import os

@@ -7,7 +7,7 @@ compares, so a table cannot drift from what was measured.
     python -m shared.results render     # rewrite the blocks of every Markdown file below the current directory
     python -m shared.results check      # exit 1 and name the files that are out of date
 
-    <!-- results: step1_foundations/results/bench.json columns="decode tok/s,prefill tok/s" -->
+    <!-- results: stepN_name/results/bench.json columns="decode tok/s,prefill tok/s" -->
     <!-- /results -->
     <!-- settings -->
     <!-- /settings -->

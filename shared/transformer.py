@@ -182,7 +182,7 @@ class Transformer:
     def attend(self, index: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Causal attention of one sequence: queries [new, heads, dim] are the last of the keys' [kv heads, all, dim].
 
-        Returns [new, heads · dim]. `index` is the layer, for step 1's subclass that records the maps.
+        Returns [new, heads · dim]. `index` is the layer, for a subclass that records the maps.
         """
         new, heads, dim = queries.shape
         if new == 1:

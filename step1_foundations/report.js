@@ -29,12 +29,6 @@ const count = (n) => n.toLocaleString("en");
 const bytes = (n) =>
   n >= 1e9 ? `${(n / 1e9).toFixed(1)} GB` : n >= 1e6 ? `${(n / 1e6).toFixed(1)} MB` : n >= 1e3 ? `${(n / 1e3).toFixed(1)} kB` : `${n} B`;
 const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(2);
-const facts = (list, rows) =>
-  list.append(
-    ...rows.map(([name, value, why]) =>
-      make("div", {}, make("dt", {}, name), make("dd", {}, value, ...(why ? [make("small", {}, why)] : []))),
-    ),
-  );
 
 // A line may end between a command's words, but not after the dashes of an option.
 const command = (node, text) =>
@@ -197,30 +191,9 @@ document.addEventListener("pointerout", (event) => {
   if (event.pointerType === "mouse" && event.target.closest("[data-t]") && !event.relatedTarget?.closest?.("[data-t]")) activate(pinned);
 });
 
-// --- header, load ---
+// --- load ---
 
 {
-  const m = data.made;
-  $("prompt").textContent = data.text;
-  $("summary").append(
-    "What ",
-    make("b", {}, m.model),
-    ` does with ${size === 1 ? "this one token" : `these ${size} tokens`}, looked at from inside: ${m.layers} layers of ${m.heads} heads, each number on this page measured.`,
-  );
-  facts($("choices"), [
-    ...m.choices.map((c) => [c.what, c.value, c.reason]),
-    ["made", m.date, m.cpu],
-    [
-      "versions",
-      `Python ${m.versions.python}`,
-      Object.entries(m.versions)
-        .filter(([name]) => name !== "python")
-        .map((pair) => pair.join(" "))
-        .join(", "),
-    ],
-  ]);
-  $("made").textContent =
-    `Made on ${m.date}. Nothing on this page was sent anywhere or fetched from anywhere. Attention is rounded to 1/255. The inspected passes are written out where normal ones are fused, so rounding differs and a probability may differ by a percent or so between sections when weights are quantised. The command:`;
   for (const node of document.querySelectorAll("[data-command]")) command(node, data.commands[node.dataset.command]);
 
   const colours = ["--blue", "--orange", "--green", "--purple", "--vermilion", "--sky"];
@@ -251,7 +224,7 @@ document.addEventListener("pointerout", (event) => {
     make("tbody", {}, ...parts.map((p) => row(p, count(p.parameters), bytes(p.bytes)))),
   );
   const copies = parts.reduce((sum, part) => sum + part.copy, 0);
-  facts($("load-facts"), [
+  const facts = [
     [
       "KV cache",
       `${bytes(data.load.kv)} per token`,
@@ -259,7 +232,10 @@ document.addEventListener("pointerout", (event) => {
     ],
     ["Loading took", `${data.load.seconds.toFixed(2)} s`, "reading the weights; fetching and importing not counted"],
     ...(copies ? [["Copy for reading prompts", bytes(copies), "the same weights once more, unpacked, for many tokens at once"]] : []),
-  ]);
+  ];
+  $("load-facts").append(
+    ...facts.map(([name, value, why]) => make("div", {}, make("dt", {}, name), make("dd", {}, value, make("small", {}, why)))),
+  );
 }
 
 // --- tokens ---

@@ -3,19 +3,18 @@
     python -m step1_foundations report "The capital of France is" -o report.html
 
 The analyses are the other verbs'; this file makes their results small (a 16-token page of SmolLM2's 270 heads stays
-under 200 kB) and puts them into the template report.html with report.css and the report*.js. The text is other
-people's words, so it enters the page as escaped JSON only, and the page's own policy forbids it every request.
+under 200 kB) and puts them into a page (shared/report/page.py): the sections of report.html, which the report*.js fill,
+and report.css. The text is other people's words, so it enters the page escaped only, as markup and as JSON.
 """
 
 import base64
 import datetime
-import html
 import json
 import os
-import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +22,10 @@ import numpy as np
 from torch import Tensor
 
 from shared.errors import UserError
-from shared.files import atomic_write
 from shared.provenance import hardware, versions
+from shared.report.page import page, save
 from shared.sampling import Sampling
-from shared.terminal import PALETTE, console
+from shared.terminal import console
 from step1_foundations.attention import LABELS, THRESHOLD, AttentionReport, attention
 from step1_foundations.attribution import AblationReport, LensReport, ablate, lens
 from step1_foundations.generate import ALTERNATIVES, SURENESS, answer
@@ -43,6 +42,8 @@ SHOWN = 200  # next tokens the page knows by name
 GROUP = 32  # all others are sorted and averaged in groups of neighbours
 CONTINUATION = 40  # tokens
 SCRIPTS = ("report.js", "report_next.js", "report_attention.js", "report_tables.js")  # in this order
+SECTIONS = {"load": "Load", "tokens": "Tokens", "next": "Next token", "attention": "Attention", "lens": "Logit lens",
+            "ablation": "Ablation", "continuation": "Continuation"}  # fmt: skip
 
 Step = Callable[[str], None]
 Track = Callable[[range], Iterable[int]]
@@ -57,14 +58,6 @@ def write_report(path: Path, model: "LoadedModel", text: str, *, chat: bool = Fa
     if path.is_dir() or (there != path and not there.is_dir()) or not os.access(there, os.W_OK):
         raise UserError(f"{path}: cannot be written; choose another file with --output")
     save(path, build_report(model, text, chat=chat, target=target))
-
-
-def save(path: Path, page: str) -> None:
-    """Write the page in one step: whoever opens `path` sees the old page or the new one, even after a kill -9."""
-    try:
-        atomic_write(path, page)
-    except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another file with --output") from None
 
 
 def build_report(model: "LoadedModel", text: str, *, chat: bool = False, target: str | None = None) -> str:
@@ -317,17 +310,35 @@ def continuation_data(model: "LoadedModel", ids: list[int]) -> dict[str, Any]:
 
 
 def render(data: dict[str, Any]) -> str:
-    """Put data into the template. Every `<` of the data is escaped, so no text can end the script element it is in."""
+    """Put data into the page. Every `<` of the data is escaped, so no text can end the script element it is in."""
     here = Path(__file__).parent
     escaped = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         escaped = escaped.replace(character, f"\\u{ord(character):04x}")
-    parts = {
-        "title": html.escape(f"{' '.join(data['text'].split())[:60]} · inside {data['made']['model']}"),
-        "palette": ":root { " + " ".join(f"--{name}: {colour};" for name, colour in PALETTE.items()) + " }",
-        "style": (here / "report.css").read_text("utf-8"),
-        "script": "\n".join((here / name).read_text("utf-8") for name in SCRIPTS),
-        "data": escaped,
-    }
-    # One pass, so that a text with {{script}} in it stays a text.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], (here / "report.html").read_text("utf-8"))
+    scripts = "\n".join((here / name).read_text("utf-8") for name in SCRIPTS)
+    made, size = data["made"], len(data["tokens"]["list"])
+    amount = f"these {size} tokens" if size > 1 else "this one token"
+    return page(
+        title=f"{' '.join(data['text'].split())[:60]} · inside {made['model']}",
+        overline="Inside a language model",
+        heading=data["text"],
+        summary=f"What <b>{escape(made['model'])}</b> does with {amount}, looked at from inside: {made['layers']} "
+        f"layers of {made['heads']} heads, each number on this page measured.",
+        facts=facts(made),
+        sections=SECTIONS,
+        main=(here / "report.html").read_text("utf-8"),
+        footer=f'<p>Made on {escape(made["date"])} by <code data-command="report"></code></p>\n'
+        "<p>Attention is rounded to 1/255. The inspected passes are written out where normal ones are fused, so "
+        "rounding differs and a probability may differ by a percent or so between sections when weights are "
+        "quantised.</p>",
+        style=(here / "report.css").read_text("utf-8"),
+        script=f'<script type="application/json" id="data">{escaped}</script>\n<script>\n{scripts}\n</script>',
+    )
+
+
+def facts(made: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The loader's choices with reasons, when and on what, versions: the head's facts."""
+    rows = [(choice["what"], choice["value"], choice["reason"]) for choice in made["choices"]]
+    rows.append(("made", made["date"], made["cpu"]))
+    others = ", ".join(f"{name} {version}" for name, version in made["versions"].items() if name != "python")
+    return [*rows, ("versions", f"Python {made['versions']['python']}", others)]

@@ -2,27 +2,23 @@
 
     python -m step4_finetune report out/step4/eval -o report.html
 
-Self-contained and without a script: the pictures are inline SVG (report_charts.py), the look is report.css, the frame
-report.html. Questions and answers are other people's and a model's words, so they enter the page escaped only, and the
-page's own policy forbids it every request.
+Self-contained and without a script: frame, look and pictures are those of every report (shared/report), report.css has
+what only this one needs. Questions and answers are other people's and a model's words, so they enter it escaped only.
 """
 
 import itertools
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.errors import UserError
-from shared.files import atomic_write
+from shared.report.charts import Bar, Dot, bars, reliability
+from shared.report.markup import legend, scrolled, section, table
+from shared.report.page import page, save
 from shared.results import format_metric
-from shared.terminal import PALETTE
 from step4_finetune.columns import Entry
 from step4_finetune.record import compare_entries, entries_of, judged_of, read_record
-from step4_finetune.report_charts import Bar, Dot, bars, reliability
-from step4_finetune.report_markup import legend, scrolled, section, table
 from step4_finetune.report_training import training
 from step4_finetune.tables import COSTS
 
@@ -48,11 +44,7 @@ class Part:
 
 def write_report(evaluation: Path, path: Path) -> None:
     """Write the page about a folder of `eval`. Raises UserError when it holds none, or `path` cannot be written."""
-    page = render(read_record(evaluation), parts_of(evaluation))
-    try:
-        atomic_write(path, page)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another file with --output") from None
+    save(path, render(read_record(evaluation), parts_of(evaluation)))
 
 
 def parts_of(evaluation: Path) -> list[Part]:
@@ -76,30 +68,23 @@ def _pairs(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
 
 def render(document: dict[str, Any], parts: Sequence[Part]) -> str:
     """The page as HTML."""
-    here = Path(__file__).parent
-    sections = {
-        "regressions": _regressions(document["regressions"]),
-        "training": training(adapters_of(parts)),
-        "calibration": _calibration(parts),
+    shown = {
+        "results": ("Before and after", _results(parts)),
+        "regressions": ("General ability", _regressions(document["regressions"])),
+        "training": ("Training", training(adapters_of(parts))),
+        "calibration": ("Calibration", _calibration(parts)),
+        "items": ("Fixed and broken", _items(parts)),
     }
-    names = {"results": "Before and after", "regressions": "General ability", "training": "Training"}
-    names |= {"calibration": "Calibration", "items": "Fixed and broken"}
-    nav = [f'<a href="#{key}">{title}</a>' for key, title in names.items() if sections.get(key, "x")]
-    filled = sections | {
-        "title": "Did it help?",
-        "palette": ":root { " + " ".join(f"--{name}: {colour};" for name, colour in PALETTE.items()) + " }",
-        "style": (here / "report.css").read_text("utf-8"),
-        "summary": _summary(parts),
-        "facts": _facts(document.get("made", {}), parts),
-        "nav": "".join(nav),
-        "results": "".join(_results(part) for part in parts) or '<p class="note">Nothing is measured yet.</p>',
-        "items": "".join(_items(part) for part in parts) or '<p class="note">No adapter is measured yet.</p>',
-        "shown": str(SHOWN),
-        "footer": "Made by <code>step4 report</code> from the answers on the disk. Nothing on this page was sent "
-        "anywhere or fetched from anywhere.",
-    }
-    # One pass, so that an answer with {{style}} in it stays an answer.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: filled[match[1]], (here / "report.html").read_text("utf-8"))
+    return page(
+        title="Did it help?",
+        overline="Fine-tuning, measured",
+        summary=_summary(parts),
+        facts=_facts(document.get("made", {}), parts),
+        sections={name: title for name, (title, made) in shown.items() if made},
+        main="\n".join(made for _, made in shown.values()),
+        footer="<p>Made by <code>step4 report</code> from the answers on the disk.</p>",
+        style=Path(__file__).with_name("report.css").read_text("utf-8"),
+    )
 
 
 def adapters_of(parts: Sequence[Part]) -> dict[str, str]:
@@ -132,7 +117,7 @@ def _summary(parts: Sequence[Part]) -> str:
     )
 
 
-def _facts(made: dict[str, Any], parts: Sequence[Part]) -> str:
+def _facts(made: dict[str, Any], parts: Sequence[Part]) -> list[tuple[str, str, str]]:
     machine = made.get("hardware", {})
     versions = ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items())
     rows = [
@@ -141,35 +126,44 @@ def _facts(made: dict[str, Any], parts: Sequence[Part]) -> str:
     ]
     rows.append(("measured", str(made.get("date", "")), f"revision {made.get('git_revision', '')}"))
     rows.append(("machine", str(machine.get("gpu") or machine.get("cpu") or ""), versions))
-    return "".join(f"<div><dt>{escape(a)}</dt><dd>{escape(b)}<small>{escape(c)}</small></dd></div>" for a, b, c in rows)
+    return rows
 
 
-def colours(entries: Sequence[Entry]) -> list[int]:
-    """The colour of each column: grey and orange for the base, the others for adapters, in order."""
-    base = tuned = 0
-    numbers = []
-    for entry in entries:
-        numbers.append(2 + tuned % 4 if entry.adapter else min(base, 1))
-        base, tuned = base + (not entry.adapter), tuned + bool(entry.adapter)
-    return numbers
+def colours(parts: Sequence[Part]) -> dict[str, int]:
+    """The number of each column's colour, in all tasks the same: grey, orange and purple before training."""
+    columns = {entry.label: entry for part in parts for entry in part.entries}
+    base, tuned = itertools.cycle((0, 1, 4)), itertools.cycle((2, 3, 5))
+    return {label: next(tuned if entry.adapter else base) for label, entry in columns.items()}
 
 
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
-def _results(part: Part) -> str:
-    numbers = colours(part.entries)
+def _results(parts: Sequence[Part]) -> str:
+    prose = [
+        "The same questions to every column: the base model as it is, the base model with its best prompt, the base "
+        "model with an adapter. The fair opponent of a tuned model is the prompt, not the bare model.",
+        "Whiskers are 95 % intervals of each column alone. Where two overlap, the columns may still differ: the table "
+        "of changes below compares item by item, which is sharper.",
+    ]
+    colour = colours(parts)
+    out = "".join(_result(part, colour) for part in parts) or '<p class="note">Nothing is measured yet.</p>'
+    return section("results", "Before and after", prose, out)
+
+
+def _result(part: Part, colour: Mapping[str, int]) -> str:
     shares: list[Bar] = []
     ranks: list[Bar] = []
-    groups = [name for name, cell in part.entries[0].row.items() if cell.get("unit") == "%"]
+    # Not the first column's: similarity ranks passages and answers nothing.
+    groups = list(dict.fromkeys(n for e in part.entries for n, cell in e.row.items() if cell.get("unit") == "%"))
     for target, metrics in ((shares, groups), (ranks, ["AUROC"])):
         for name in metrics:
-            for entry, colour in zip(part.entries, numbers, strict=True):
+            for entry in part.entries:
                 cell = entry.row.get(name)
                 if cell and cell["ci95"]:
-                    target.append(Bar(name, entry.label, colour, cell["value"], tuple(cell["ci95"])))
+                    target.append(Bar(name, entry.label, colour[entry.label], cell["value"], tuple(cell["ci95"])))
     out = f"<h3>{escape(part.name)}, right answers in percent</h3>"
-    out += legend((entry.label, colour) for entry, colour in zip(part.entries, numbers, strict=True))
+    out += legend((entry.label, colour[entry.label]) for entry in part.entries)
     out += scrolled(bars(shares, 100, "%"))
     if ranks:
         word = "a yes" if part.entries[0].strategy == "choice" else "a call"
@@ -241,26 +235,25 @@ def _calibration(parts: Sequence[Part]) -> str:
     from step4_finetune.evaluation.calibration import calibration
     from step4_finetune.evaluation.comparison import probabilities
 
-    out = ""
+    out, colour = "", colours(parts)
     for part in parts:
         dots: list[Dot] = []
-        errors = []
-        for entry, colour, judged in zip(part.entries, colours(part.entries), part.judged, strict=True):
+        lines = []
+        for entry, judged in zip(part.entries, part.judged, strict=True):
             graded = probabilities(part.task, judged)
             if graded is None:
                 continue
             found = calibration(*graded)
-            errors.append((entry.label, colour, found.ece))
+            low, high = found.ece.ci95
+            lines.append([escape(entry.label), f"{found.ece.value:.3f} [{low:.3f}, {high:.3f}]"])
             dots += [
-                Dot(entry.label, colour, b.probability, b.positive.value, b.positive.ci95, b.n) for b in found.bins
+                Dot(entry.label, colour[entry.label], b.probability, b.positive.value, b.positive.ci95, b.n)
+                for b in found.bins
             ]
         if dots:
-            lines = [
-                [escape(label), f"{ece.value:.3f} [{ece.ci95[0]:.3f}, {ece.ci95[1]:.3f}]"] for label, _, ece in errors
-            ]
             what = "a yes" if part.entries[0].strategy == "choice" else "a call"
-            out += f"<h3>{escape(part.name)}: probability of {what}</h3>" + legend((e[0], e[1]) for e in errors)
-            out += f'<div class="square scroll">{reliability(dots)}</div>'
+            out += f"<h3>{escape(part.name)}: probability of {what}</h3>"
+            out += legend((dot.column, dot.colour) for dot in dots) + scrolled(reliability(dots))
             out += table(["", "calibration error (ECE)"], lines)
     prose = [
         "Of the items given 80 %, are 80 % positive? On the dashed line, yes. Dots are ten bins of equal width, larger "
@@ -270,7 +263,17 @@ def _calibration(parts: Sequence[Part]) -> str:
     return section("calibration", "Is a probability worth its name?", prose, out) if out else ""
 
 
-def _items(part: Part) -> str:
+def _items(parts: Sequence[Part]) -> str:
+    prose = [
+        "Only the items on which two columns differ can tell them apart, and only reading them says why. Fixed: wrong "
+        "before, right after. Broken: the other way round.",
+        f"At most {SHOWN} of each are listed, evenly spaced over the task.",
+    ]
+    out = "".join(map(_differing, parts)) or '<p class="note">No adapter is measured yet.</p>'
+    return section("items", "Fixed and broken", prose, out)
+
+
+def _differing(part: Part) -> str:
     out = ""
     for a, b, found in part.comparisons:
         out += f"<h3>{escape(part.name)}: {escape(b.label)} against {escape(a.label)}</h3>"

@@ -10,8 +10,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from step4_finetune.report_charts import Line, curves
-from step4_finetune.report_markup import legend, scrolled, section
+from shared.report.charts import Line, curves
+from shared.report.markup import legend, scrolled, section
 
 SMOOTH = 20  # the loss curve is a mean over a twentieth of the run
 

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ import pytest
 from tests.shared.terminal_screen import Terminal
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 CORPUS = [
     "The capital of France is Paris. The capital of Japan is Tokyo. The capital of Egypt is Cairo.",
@@ -230,6 +230,30 @@ def browser() -> "Iterator[Browser]":
         opened = playwright.chromium.launch(executable_path=path, args=flags.split())
         yield opened
         opened.close()
+
+
+@pytest.fixture
+def open_page(browser: "Browser", tmp_path: Path) -> "Iterator[Callable[..., Page]]":
+    """Open a self-contained page, given as HTML; at the end none may have complained, or asked for anything."""
+    opened: list[tuple[str, Page, list[str], list[str]]] = []
+
+    def open_page(html: str, **options: Any) -> "Page":
+        path = tmp_path / f"opened-{len(opened)}.html"
+        path.write_text(html, encoding="utf-8")
+        context = browser.new_context(**({"viewport": {"width": 1200, "height": 900}} | options))
+        page, complaints, requests = context.new_page(), list[str](), list[str]()
+        opened.append((path.as_uri(), page, complaints, requests))
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_page
+    for address, page, complaints, requests in opened:
+        page.context.close()
+        assert complaints == []
+        assert [url for url in requests if not url.startswith("data:")] == [address]
 
 
 @pytest.fixture(autouse=True)

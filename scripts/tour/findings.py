@@ -55,14 +55,13 @@ class Table:
 class Picture:
     """An inline SVG. words: what it shows, for the terminal, for its caption and for who cannot see it.
 
-    legend: (label, colour number of the style sheet). natural: drawn at its own size, for maps of small squares.
+    legend: (label, colour number of the style sheet).
     """
 
     title: str
     svg: str
     words: str
     legend: Sequence[tuple[str, int]] = ()
-    natural: bool = False
 
 
 Block = Text | Verdict | Talk | Facts | Table | Picture

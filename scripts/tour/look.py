@@ -101,7 +101,7 @@ def _heads(data: dict[str, Any]) -> Picture:
     return Picture(
         f"What its {len(named)} attention heads do", picture,
         f"Layers from left to right, heads from top to bottom, named by what they do on random tokens: {counts}.",
-        legend=[(name, number) for number, name in enumerate(names)], natural=True,
+        legend=[(name, number) for number, name in enumerate(names)],
     )  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def _ablation(found: dict[str, Any]) -> Picture:
         heat(turned, "Ablation", x=layers, y=parts, above=BLUE, below=VERMILION),
         f"Each head and MLP switched off once. Orange: “{found['target'].strip()}” becomes less likely without it. "
         f"Most needed: the {parts[worst[2]]} of layer {worst[1]} ({worst[0]:+.1f} nats).",
-        legend=[("needed", VERMILION), ("in the way", BLUE)], natural=True,
+        legend=[("needed", VERMILION), ("in the way", BLUE)],
     )  # fmt: skip
 
 

@@ -1,14 +1,16 @@
 """The tour's pictures as inline SVG without a script: bars, maps, timelines. Texts are escaped here.
 
-Colours are the style sheet's columns c0, c1, … (step4_finetune/report.css), so that dark and light are its business.
-What step 4 draws already (bars with intervals, curves) is taken from step4_finetune/report_charts.py.
+Colours are the style sheet's c0, c1, … (shared/report/page.css), so that dark and light are its business. Bars with
+intervals and curves are those of every report (shared/report/charts.py).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, LABELS, VALUES = 760.0, 150.0, 120.0  # as in step 4's charts
+from shared.report.charts import LABELS, WIDTH, svg, text
+
+VALUES = 120.0  # the column of text right of the bars
 ROW = 20.0
 GREY, ORANGE, BLUE, GREEN, PURPLE, VERMILION = range(6)  # the columns' numbers
 
@@ -33,13 +35,13 @@ def bars(rows: Sequence[tuple[str, float, str]], label: str, colour: int = BLUE)
     body = []
     for number, (name, value, words) in enumerate(rows):
         y, width = 6 + number * ROW, plot * max(0.0, value) / top
-        body.append(_text(LABELS - 10, y + 13, name, "end"))
+        body.append(text(LABELS - 10, y + 13, name, "end"))
         body.append(
             f'<g class="c{colour}"><title>{escape(f"{name}: {words}")}</title>'
             f'<rect class="bar" x="{LABELS:.1f}" y="{y:.1f}" width="{width:.1f}" height="{ROW - 4:.1f}"/></g>'
         )
-        body.append(_text(LABELS + width + 8, y + 13, words, "start", "minor"))
-    return _svg(WIDTH, 10 + len(rows) * ROW, body, label)
+        body.append(text(LABELS + width + 8, y + 13, words, "start", "minor"))
+    return svg(WIDTH, 10 + len(rows) * ROW, body, label)
 
 
 def heat(
@@ -54,7 +56,7 @@ def heat(
     largest = max((abs(value) for row in values for value in row), default=0.0) or 1.0
     body = []
     for i, row in enumerate(values):
-        body.append(_text(left - 6, top + i * size + 10, y[i], "end", "minor"))
+        body.append(text(left - 6, top + i * size + 10, y[i], "end", "minor"))
         for j, value in enumerate(row):
             strength = (abs(value) / largest) ** 0.5
             title = escape(f"{y[i]}, {x[j]}: {value:+.3f}" if below != above else f"{y[i]}, {x[j]}: {value:.3f}")
@@ -71,7 +73,7 @@ def heat(
             f'text-anchor="end">{escape(name)}</text>'
         )
     height = bottom + 12 + 6.5 * max(map(len, x))
-    return _svg(left + len(x) * size + 8, height, body, label)
+    return svg(left + len(x) * size + 8, height, body, label, "")
 
 
 def roles(labels: Sequence[Sequence[int]], names: Sequence[str], label: str) -> str:
@@ -79,7 +81,7 @@ def roles(labels: Sequence[Sequence[int]], names: Sequence[str], label: str) -> 
     size, left = 12.0, 34.0
     body = []
     for head, column in enumerate(zip(*labels, strict=True)):
-        body.append(_text(left - 6, 18 + head * size, str(head), "end", "minor"))
+        body.append(text(left - 6, 18 + head * size, str(head), "end", "minor"))
         for layer, role in enumerate(column):
             body.append(
                 f'<rect class="bar c{role}" x="{left + layer * size:.1f}" y="{8 + head * size:.1f}" '
@@ -88,8 +90,8 @@ def roles(labels: Sequence[Sequence[int]], names: Sequence[str], label: str) -> 
             )
     bottom = 8 + len(labels[0]) * size
     numbered = range(0, len(labels), 5)
-    body += [_text(left + layer * size + 6, bottom + 14, str(layer), "middle", "minor") for layer in numbered]
-    return _svg(left + len(labels) * size + 8, bottom + 20, body, label)
+    body += [text(left + layer * size + 6, bottom + 14, str(layer), "middle", "minor") for layer in numbered]
+    return svg(left + len(labels) * size + 8, bottom + 20, body, label, "")
 
 
 def timeline(spans: Sequence[Span], label: str, *, waterfall: bool = False) -> str:
@@ -117,23 +119,13 @@ def timeline(spans: Sequence[Span], label: str, *, waterfall: bool = False) -> s
             f'<rect class="bar" x="{b:.1f}" y="{y:.1f}" width="{c - b:.1f}" height="{row - 2:.1f}"/></g>'
         )
         if waterfall:
-            body.append(_text(6 + 12 * span.depth, y + 13, span.label, "start"))
-            body.append(_text(c + 6, y + 13, f"{1000 * (span.end - span.start):.0f} ms", "start", "minor"))
+            body.append(text(6 + 12 * span.depth, y + 13, span.label, "start"))
+            body.append(text(c + 6, y + 13, f"{1000 * (span.end - span.start):.0f} ms", "start", "minor"))
     bottom = 6 + len(free) * row
     for share in (0.0, 0.5, 1.0):
         at = left + plot * share
         body.insert(0, f'<path class="grid" d="M{at:.1f} 2V{bottom:.1f}"/>')
         words = f"{end * share:.1f} s" if end > 2 else f"{1000 * end * share:.0f} ms"
         anchor = "start" if share == 0 else ("middle" if share < 1 or waterfall else "end")
-        body.append(_text(at, bottom + 14, words, anchor, "minor"))
-    return _svg(WIDTH, bottom + 20, body, label)
-
-
-def _svg(width: float, height: float, body: Sequence[str], label: str) -> str:
-    size = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}"'
-    return f'<svg {size} role="img" aria-label="{escape(label)}">{"".join(body)}</svg>'
-
-
-def _text(x: float, y: float, words: str, anchor: str, kind: str = "") -> str:
-    shown = f' class="{kind}"' if kind else ""
-    return f'<text{shown} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+        body.append(text(at, bottom + 14, words, anchor, "minor"))
+    return svg(WIDTH, bottom + 20, body, label)

@@ -73,7 +73,7 @@ def _cost(training: dict[str, Any]) -> Facts:
 
 
 def _curve(training: dict[str, Any]) -> Picture:
-    from step4_finetune.report_charts import Line, curves
+    from shared.report.charts import Line, curves
 
     points = [(row["step"], row["loss"]) for row in training["history"] if "loss" in row]
     return Picture(
@@ -126,7 +126,7 @@ def _verdict(found: "Comparison") -> Verdict:
 
 
 def _bars(before: "Entry", after: "Entry") -> Picture:
-    from step4_finetune.report_charts import Bar, bars
+    from shared.report.charts import Bar, bars
 
     groups = [name for name, cell in before.row.items() if cell.get("unit") == "%" and cell["ci95"]]
     entries = [

@@ -4,24 +4,23 @@ python -m pytest tests/step4/test_step4_report.py -m "not real"     # the page a
 python -m pytest tests/step4/test_step4_report.py -m real           # in headless Chromium
 """
 
+import functools
 import json
 import re
 import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from harness_world import KNOWS, install, served_models, write_training
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Page
 
 from shared.errors import UserError
 from step4_finetune.columns import adapter_column, base_columns, measure
 from step4_finetune.record import read_record, record, record_regressions
-from step4_finetune.report import parts_of, render, write_report
-from step4_finetune.report_charts import Bar, Dot, Line, bars, curves, reliability
+from step4_finetune.report import colours, parts_of, render, write_report
 
 NASTY = "</title></style><script>alert(1)</script> {{style}} & <img src=x onerror=alert(1)>"
 
@@ -122,6 +121,18 @@ def test_only_a_base_model_is_a_page_too(evaluation: Path) -> None:
     assert 'href="#training"' not in shown
 
 
+def test_a_column_that_only_ranks_hides_no_other_and_every_column_has_its_colour(evaluation: Path) -> None:
+    document, part = read_record(evaluation), parts_of(evaluation)[1]
+    (group,) = [name for name, cell in part.entries[0].row.items() if cell.get("unit") == "%"]
+    similarity = replace(part.entries[0], label="similarity", row={"AUROC": part.entries[0].row["AUROC"]})
+    more = replace(part, entries=[similarity, *part.entries], judged=[part.judged[0], *part.judged])
+    shown = render(document, [more])
+    for entry in part.entries:
+        assert f"<title>{entry.label}, {group}: " in shown
+    assert f"<title>similarity, {group}: " not in shown
+    assert len(set(colours([more]).values())) == len(more.entries) == 5
+
+
 def test_training_that_is_gone_is_said(evaluation: Path, tmp_path: Path) -> None:
     shutil.copytree(evaluation, tmp_path / "eval")
     path = tmp_path / "eval/evaluation.json"
@@ -145,56 +156,13 @@ def test_missing_answers_and_unwritable_places_are_named(evaluation: Path, tmp_p
         write_report(tmp_path / "eval", tmp_path / "r.html")
 
 
-def test_charts_survive_extreme_numbers() -> None:
-    one = bars([Bar("a & b", "c<d", 0, 0.0, (0.0, 0.0)), Bar("x", "y", 1, 100.0, (97.0, 100.0))], 100, "%")
-    flat = curves([Line("l", 2, [(1, 3.0)])], "Loss")
-    wild = curves([Line("l", 2, [(1, 1e-9), (2, float("nan")), (3, 0.0), (4, 1e6)])], "Norm", log=True)
-    below = curves([Line("l", 2, [(1, -0.5), (2, 0.25)])], "Rewards", zero=False, level=0.0)
-    dot = reliability([Dot("c", 1, 0.0, 1.0, (0.2, 1.0), 1), Dot("c", 1, 1.0, 0.0, (0.0, 0.1), 500)])
-    for svg in (one, flat, wild, below, dot):
-        assert "nan" not in svg
-        assert ET.fromstring(svg).get("aria-label")
-    assert curves([Line("l", 2, [])], "Nothing") == ""
-
-
 # -- in the browser ----------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Opened:
-    """A page in Chromium, and everything it complained about or asked for."""
-
-    page: Page
-    complaints: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-
 @pytest.fixture
-def show(page: str, browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Page]]:
-    """Open the page; at the end nothing may have complained or asked for anything but the file.
-
-    `page` comes first: Playwright keeps an event loop running in this thread, and measuring starts one of its own.
-    """
-    opened: list[Opened] = []
-
-    def show(**options: Any) -> Page:
-        path = tmp_path / "report.html"
-        path.write_text(page)
-        context = browser.new_context(**({"viewport": {"width": 1200, "height": 900}} | options))
-        result = Opened(context.new_page())
-        result.page.on("console", lambda m: result.complaints.append(m.text))
-        result.page.on("pageerror", lambda e: result.complaints.append(str(e)))
-        result.page.on("request", lambda r: result.requests.append(r.url))
-        result.page.goto(path.as_uri())
-        opened.append(result)
-        return result.page
-
-    yield show
-    for result in opened:
-        assert result.complaints == []
-        assert [url for url in result.requests if not url.startswith(("file:", "data:"))] == []
-        assert len([url for url in result.requests if url.startswith("file:")]) == 1
-        result.page.context.close()
+def show(page: str, open_page: Callable[..., Page]) -> Callable[..., Page]:
+    """Open the page. `page` comes first: Playwright keeps an event loop in this thread, and measuring starts one."""
+    return functools.partial(open_page, page)
 
 
 @pytest.mark.real
