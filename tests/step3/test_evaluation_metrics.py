@@ -2,6 +2,7 @@
 
 import math
 import random
+import sys
 
 import pytest
 
@@ -51,6 +52,9 @@ def test_rouge_l_by_hand() -> None:
 
 def test_rouge_l_is_what_rouge_score_gives() -> None:
     scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"], use_stemmer=False)
+    # It imports absl, whose log handler keeps the stderr of this moment, pytest's own file, and closes it when the next
+    # server configures its logging: each later test of this process would then fail. It leaves the real stderr open.
+    pytest.importorskip("absl.logging").get_absl_handler().python_handler.setStream(sys.__stderr__)
     chance = random.Random(0)
     words = ["the", "King", "of", "France's", "1,204", "naïve", "co-op", "died.", "“quoted”", "x"]
     for _ in range(200):
