@@ -21,6 +21,8 @@ from step5_serving.refusals import Refusal
 PROBE_SECONDS, PROBE_TIMEOUT = 1.0, 5.0
 PATIENCE = 3  # probes that may fail before an engine is out: a busy one answers late
 MODELS_SECONDS = 60.0  # adapters can be loaded into a running engine
+# vLLM's own series that move with every step of its computing process, also while that reads a long prompt.
+MOVES = b"vllm:generation_tokens_total", b"vllm:kv_cache_usage_perc"
 Card = dict[str, Any]
 
 
@@ -30,6 +32,7 @@ class Engine:
 
     can_abort: whether it can stop a request by name (vLLM with --enable-scale-out); found out when first tried.
     ready_in: seconds until it is likely to be ready, as its supervisor reckons; asked when it is not.
+    answered_at, heard_at: when a probe had its answer, and when a request last got something (time.monotonic).
     """
 
     url: str
@@ -41,6 +44,7 @@ class Engine:
     in_flight: int = 0
     can_abort: bool = True
     answered_at: float = 0.0
+    heard_at: float = 0.0
     ready_in: Callable[[], float] = lambda: 5.0
     _failures: int = 0
     _listed_at: float = 0.0
@@ -95,6 +99,34 @@ class Engine:
             if not self.ready or self._failures >= PATIENCE:
                 self.lost()
         return self.ready != before
+
+    async def computes(self, seconds: float) -> bool:
+        """Whether it gets anything done within so many seconds: an answer of one token, or its counters move.
+
+        vLLM's server says that it is well while the process that computes hangs. True for an engine without such
+        counters, of which nothing is known.
+        """
+        before = await self._moves()
+        if not before:
+            return True
+        body = orjson.dumps({"model": next(iter(self.models)), "prompt": "Hello", "max_tokens": 1})
+        try:
+            async with (
+                asyncio.timeout(seconds),
+                self.post("/v1/completions", body, [("content-type", "application/json")]) as response,
+            ):
+                await response.read()
+        except (aiohttp.ClientError, OSError, TimeoutError):  # all slots may be taken, by long answers
+            return await self._moves() != before
+        return True
+
+    async def _moves(self) -> list[bytes]:
+        assert self._session is not None
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT), self._session.get(f"{self.url}/metrics") as response:
+                return [line for line in (await response.read()).splitlines() if line.startswith(MOVES)]
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return []
 
     def lost(self) -> None:
         """It is not there: no requests until a probe succeeds."""

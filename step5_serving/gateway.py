@@ -13,6 +13,7 @@ to see, as an error event in the stream.
 """
 
 import asyncio
+import time
 import traceback
 from typing import TYPE_CHECKING
 
@@ -203,6 +204,8 @@ class Completions(Endpoint):
             parts.tracing.dispatch(exchange)
             headers = [("content-type", "application/json"), ("x-request-id", exchange.id), *exchange.trace.outgoing()]
             waiting = later(parts.timeouts.first_token, exchange.stop, FIRST_TOKEN) if call.stream else None
+            if not engine.in_flight:
+                engine.heard_at = time.monotonic()
             engine.in_flight += 1
             try:
                 async with engine.post(self.path, call.body, headers) as response:
@@ -212,6 +215,7 @@ class Completions(Endpoint):
                         await self.pass_stream(exchange, response, send, waiting)
                     else:
                         await self.pass_whole(exchange, response, send)
+                engine.heard_at = time.monotonic()
                 return
             except (EngineFailed, aiohttp.ClientError, OSError, TimeoutError) as error:
                 if exchange.stopped:
@@ -250,12 +254,14 @@ class Completions(Endpoint):
 
         waiting: the deadline of the first block.
         """
-        call, metrics = exchange.call, self.parts.metrics
+        call, engine, metrics = exchange.call, exchange.engine, self.parts.metrics
         assert call is not None
+        assert engine is not None
         events = Events(call.hide_usage)
         between = metrics.between.labels(call.model)
         async for block in response.content.iter_any():
             now = exchange.elapsed()
+            engine.heard_at = time.monotonic()
             if exchange.first_token is None:
                 if waiting is not None:
                     waiting.cancel()

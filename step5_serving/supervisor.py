@@ -1,6 +1,7 @@
 """An engine process, kept alive: started, watched, started again with growing pauses, stopped with its children.
 
     starting ──ready──► running ──exit, or no answer for 30 s──► pause 1, 2, 4 … 30 s ──► starting
+                                  or it says that it is well, and computes nothing
 
 While it is not ready the gateway answers 503 with Retry-After; requests that were running are tried again elsewhere or
 end with an error, by gateway.py. The engine's output goes to log/engine.log; the run before is kept as engine.log.1.
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds before a restart, doubling
 HEALTHY = 60.0  # seconds of running after which a crash is a first one again
 STUCK = 30.0  # seconds without an answer after which a running engine is killed
+# Seconds for one token after STUCK seconds in which requests got nothing. One step of a large model on a CPU, over a
+# long prompt, takes tens of them.
+HANGS = 60.0
 START = 900.0  # seconds that starting may take: a large model is read from disk, compiled, profiled
 GRACE = 20.0  # seconds between SIGTERM and SIGKILL
 # Run in the child before the engine: asks the kernel for the signal, then becomes the engine, with the same pid.
@@ -118,7 +122,7 @@ class Supervisor:
                 start_new_session=True,  # a group of its own: Ctrl-C is ours to handle, and its children are found
             )
         self._tell("engine_started", pid=self._process.pid, url=self._launch.url)
-        ended = asyncio.create_task(self._process.wait())
+        ended, hangs = asyncio.create_task(self._process.wait()), asyncio.create_task(self._until_it_hangs())
         was_ready = False
         try:
             while not ended.done():
@@ -126,13 +130,25 @@ class Supervisor:
                 if self.engine.ready and not was_ready:
                     was_ready, self._start_seconds = True, time.monotonic() - self._begun
                     self._tell("engine_ready", seconds=round(self._start_seconds, 1))
-                silent = time.monotonic() - max(self._begun, self.engine.answered_at)
-                if silent > (STUCK if was_ready else START):
+                heard = self.engine.heard_at if hangs.done() else self.engine.answered_at
+                silent = time.monotonic() - max(self._begun, heard)
+                if hangs.done() or silent > (STUCK if was_ready else START):
                     self._tell("engine_stuck", seconds=round(silent))
                     break
         finally:
             ended.cancel()
+            hangs.cancel()
         await self._end(gently=False)
+
+    async def _until_it_hangs(self) -> None:
+        """Return when requests get nothing, although the engine answers probes: nothing computes behind its server."""
+        engine = self.engine
+        while True:
+            await asyncio.sleep(min(1.0, STUCK))
+            if engine.ready and engine.in_flight and time.monotonic() - engine.heard_at > STUCK:
+                if not await engine.computes(HANGS):
+                    return
+                engine.heard_at = time.monotonic()
 
     async def _end(self, gently: bool = True) -> None:
         """Make sure that nothing of the process is left."""

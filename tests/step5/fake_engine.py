@@ -11,6 +11,7 @@ prompt with its first token, ends an aborted answer with the usage so far, and s
 import argparse
 import asyncio
 import json
+import math
 import subprocess
 import threading
 from collections import deque
@@ -30,6 +31,7 @@ class Fake:
 
     failures: what goes wrong with the next requests, one each: a status; "drop" (closed without a byte); "cut" (closed
     after two tokens); "silence" (no byte until the client leaves); "huge" (an event of 3 MB); "no usage".
+    answers: after so many requests nothing computes any more, while its server goes on to say that it is well.
     word_bytes: how long the words are. piece: the answer's bytes are written in pieces of this size. end: of an event.
     """
 
@@ -39,6 +41,7 @@ class Fake:
     seconds_per_token: float = 0.0
     can_abort: bool = True
     healthy: bool = True
+    answers: float = math.inf
     word_bytes: int = 0
     piece: int | None = None
     end: bytes = b"\n\n"
@@ -65,6 +68,7 @@ class Fake:
         """The aiohttp application."""
         app = web.Application(client_max_size=1 << 30)
         app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/chat/completions", self._complete)
         app.router.add_post("/v1/completions", self._complete)
@@ -73,6 +77,9 @@ class Fake:
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response(status=200 if self.healthy else 503)
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(text=f'vllm:generation_tokens_total{{engine="0"}} {self.completion_tokens}\n')
 
     async def _models(self, _: web.Request) -> web.Response:
         cards = [{"id": name, "object": "model", "created": 0, "owned_by": "fake", "max_model_len": 1000}
@@ -92,7 +99,7 @@ class Fake:
         body = await request.read()
         self.seen.append(({name.lower(): value for name, value in request.headers.items()}, body))
         call = json.loads(body)
-        failure = self.failures.popleft() if self.failures else None
+        failure = self.failures.popleft() if self.failures else "silence" if len(self.seen) > self.answers else None
         if isinstance(failure, int):
             error = {"message": f"the fake says {failure}", "type": "fake", "param": None, "code": failure}
             return web.json_response({"error": error}, status=failure)
@@ -262,6 +269,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--starting", type=float, default=0.0)
     parser.add_argument("--seconds-per-token", type=float, default=0.0)
+    parser.add_argument("--answers", type=float, default=math.inf)
     parser.add_argument("--child", action="store_true")
     parser.add_argument("--models", default=f"{MODEL},{ADAPTER}")
     options = parser.parse_args()
@@ -271,7 +279,8 @@ def main() -> None:
 
     async def serve() -> None:
         await asyncio.sleep(options.starting)
-        fake = Fake(seconds_per_token=options.seconds_per_token, models=tuple(options.models.split(",")))
+        models = tuple(options.models.split(","))
+        fake = Fake(seconds_per_token=options.seconds_per_token, answers=options.answers, models=models)
         async with _listening(fake, options.port):
             await asyncio.Event().wait()
 

@@ -128,6 +128,35 @@ def test_one_that_hangs_is_killed(home: Path, monkeypatch: pytest.MonkeyPatch) -
         eventually(lambda: gateway.chat().status_code == 200, 60)
 
 
+def test_one_that_says_it_is_well_and_computes_nothing_is_killed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "STUCK", 3.0)
+    monkeypatch.setattr(supervisor, "HANGS", 1.0)
+    with supervised(home, "--answers", "1") as gateway:
+        eventually(lambda: gateway.chat().status_code == 200, 60)
+        assert gateway.chat().status_code in (502, 503)  # it got nothing, and was tried again
+        assert gateway.log("engine_stuck")
+        assert not gateway.parts.engines.all[0].in_flight
+        eventually(lambda: gateway.chat().status_code == 200, 60)
+
+
+def test_one_that_is_only_slow_is_left_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Like a full vLLM it answers nothing else while it computes a long answer."""
+    monkeypatch.setattr(supervisor, "STUCK", 2.0)
+    monkeypatch.setattr(supervisor, "HANGS", 0.5)
+    computes, found = engines.Engine.computes, list[bool]()
+
+    async def noted(engine: engines.Engine, seconds: float) -> bool:
+        found.append(await computes(engine, seconds))
+        return found[-1]
+
+    monkeypatch.setattr(engines.Engine, "computes", noted)
+    with supervised(home, "--seconds-per-token", "0.2", "--answers", "1") as gateway:
+        eventually(lambda: gateway.parts.engines.slots, 60)
+        assert gateway.chat(max_tokens=25).status_code == 200
+        assert set(found) == {True}
+        assert not gateway.log("engine_stuck")
+
+
 def test_one_that_ignores_the_polite_signal_is_killed_in_the_end(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "GRACE", 0.2)
     with supervised(home) as gateway:
