@@ -28,13 +28,17 @@ PUBLISHED = Path(__file__).parent / "adapters"
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where requests go. model: the name to put into requests. engine: the embedded one, None for a remote endpoint."""
+    """Where requests go. model: the name to put into requests. engine: the embedded one, None for a remote endpoint.
+
+    base: the model, or the one that this adapter is for, as far as the endpoint's list tells.
+    """
 
     base_url: str
     api_key: str
     model: str
     reason: str
     engine: "Engine | None" = None
+    base: str = ""
 
 
 @contextmanager
@@ -73,7 +77,8 @@ def connect(
         chosen = adapter.name if adapter else engine.model.name
         if published and not quiet:
             say(f"  adapter  {published.name}  (trained for this, step 4; --model {engine.model.name} leaves it out)")
-        yield Endpoint(base_url, "unused", chosen, "OPENAI_BASE_URL is not set: embedded engine", engine)
+        reason = "OPENAI_BASE_URL is not set: embedded engine"
+        yield Endpoint(base_url, "unused", chosen, reason, engine, engine.model.name)
 
 
 def published_adapter(role: str | None, model: str) -> Path | None:
@@ -100,15 +105,18 @@ def _remote(base_url: str, key: str, chosen: str | None, role: str | None) -> En
     if response.status_code in (401, 403):
         raise UserError(f"{base_url} refuses the key: set OPENAI_API_KEY", exit_code=1)
     try:
-        names = [entry["id"] for entry in response.raise_for_status().json()["data"]]
-    except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
-        names = []  # an endpoint without a usable model list is legal; the first request will tell
-    if chosen is None and role in names:
-        return Endpoint(base_url, key, str(role), f"OPENAI_BASE_URL; it lists an adapter {role}")
+        # vLLM, and our own servers, say by `parent` which model an adapter is for.
+        cards = response.raise_for_status().json()["data"]
+        bases = {card["id"]: card.get("parent") or card["id"] for card in cards}
+    except (httpx.HTTPStatusError, ValueError, KeyError, TypeError, AttributeError):
+        bases = {}  # an endpoint without a usable model list is legal; the first request will tell
+    reason = "OPENAI_BASE_URL"
+    if chosen is None and role in bases:
+        chosen, reason = role, f"OPENAI_BASE_URL; it lists an adapter {role}"
     if chosen is None:
-        if not names:
+        if not bases:
             raise UserError(f"{base_url} lists no models: name one with MODEL or --model")
-        return Endpoint(base_url, key, names[0], "OPENAI_BASE_URL; first model it lists")
-    if names and chosen not in names:
-        raise UserError(f"{base_url} does not serve {chosen!r}; it lists {', '.join(names[:8])}")
-    return Endpoint(base_url, key, chosen, "OPENAI_BASE_URL")
+        chosen, reason = next(iter(bases)), "OPENAI_BASE_URL; first model it lists"
+    if bases and chosen not in bases:
+        raise UserError(f"{base_url} does not serve {chosen!r}; it lists {', '.join(list(bases)[:8])}")
+    return Endpoint(base_url, key, chosen, reason, base=bases.get(chosen, ""))

@@ -65,25 +65,8 @@ class GrammarCompiler:
         return self.json_schema({"type": "object"})
 
     def tool_calls(self, tools: Sequence[Mapping[str, Any]], *, required: bool, parallel: bool) -> Matcher:
-        """Output is tool calls with valid arguments: one (or more, if parallel) when required; else free text may
-        come first, and a call is held to its schema from the moment it begins.
-
-        tools: OpenAI tool objects, {"type": "function", "function": {"name", "parameters"}}.
-        """
-        tags = [
-            {
-                "type": "tag",
-                "begin": f'{TOOL_CALL_BEGIN}{{"name": {json.dumps(tool["function"]["name"])}, "arguments": ',
-                "content": {"type": "grammar", "grammar": _schema_grammar(parameters_of(tool))},
-                "end": "}" + TOOL_CALL_END,
-            }
-            for tool in tools
-        ]
-        if required:
-            layout = {"type": "tags_with_separator", "tags": tags, "separator": "\n", "at_least_one": True}
-        else:
-            layout = {"type": "triggered_tags", "triggers": ["<tool_call>"], "tags": tags}
-        layout["stop_after_first"] = not parallel
+        """Output is text with the tool calls of `tool_call_format`. Raises UserError as `json_schema` does."""
+        layout = tool_call_format(tools, required=required, parallel=parallel)
         return Matcher(self.compile(json.dumps({"type": "structural_tag", "format": layout})), self._vocabulary)
 
     def _compile(self, source: str) -> Any:
@@ -94,6 +77,30 @@ class GrammarCompiler:
             return self._compiler.compile_grammar(source)
         except (RuntimeError, ValueError) as error:
             raise UserError(f"the schema cannot be compiled to a grammar: {str(error).splitlines()[0]}") from None
+
+
+def tool_call_format(tools: Sequence[Mapping[str, Any]], *, required: bool, parallel: bool) -> dict[str, Any]:
+    """xgrammar's description of tool calls with valid arguments, each on lines of its own as the chat template writes
+    them: one (or more, if parallel) when required; else free text may come first, and a call is held to its schema from
+    the moment it begins.
+
+    tools: OpenAI tool objects, {"type": "function", "function": {"name", "parameters"}}. Raises UserError for a schema
+    that is none or cannot be a grammar.
+    """
+    tags = [
+        {
+            "type": "tag",
+            "begin": f'{TOOL_CALL_BEGIN}{{"name": {json.dumps(tool["function"]["name"])}, "arguments": ',
+            "content": {"type": "grammar", "grammar": _schema_grammar(parameters_of(tool))},
+            "end": "}" + TOOL_CALL_END,
+        }
+        for tool in tools
+    ]
+    if required:
+        layout = {"type": "tags_with_separator", "tags": tags, "separator": "\n", "at_least_one": True}
+    else:
+        layout = {"type": "triggered_tags", "triggers": ["<tool_call>"], "tags": tags}
+    return layout | {"stop_after_first": not parallel}
 
 
 def parameters_of(tool: Mapping[str, Any]) -> Mapping[str, Any]:

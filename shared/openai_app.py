@@ -305,6 +305,7 @@ def _model_card(name: str, state: State) -> dict[str, Any]:
     card: dict[str, Any] = {"id": name, "object": "model", "created": 0, "owned_by": "llm-engineer-roadmap"}
     if name != EMBEDDING_MODEL:
         card["max_model_len"] = state.engine.model.config.context
+        card["parent"] = None if state.models()[name] is None else state.engine.model.name  # as vLLM says it
     return card
 
 

@@ -60,7 +60,7 @@ Dollars = Annotated[
 ]  # fmt: skip
 Threshold = Annotated[
     float | None,
-    typer.Option("--call-threshold", min=0.0, max=1.0, show_default="0 for the embedded base model, else 0.5",
+    typer.Option("--call-threshold", min=0.0, max=1.0, show_default="0 for the base model, else 0.5",
                  help="constrained: call from this probability on; 0 always."),
 ]  # fmt: skip
 Timeout = Annotated[

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from shared.endpoint import Endpoint
     from step2_tool_calling.log import Log
 
+UNTAUGHT = "smollm2-135m"  # calls no tool by itself; what step 4 trains on it is read with the same grammar
+
 
 @dataclass(frozen=True)
 class Wishes:
@@ -215,9 +217,10 @@ async def live_apis_answer() -> bool:
 def choose_strategy(wish: str, endpoint: "Endpoint", prompt: Prompt) -> tuple[Name, str]:
     """The strategy and why.
 
-    auto: the embedded engine serves a small model that was never taught to call tools, so there the form of calls is
-    forced. Every other endpoint, on this machine too, is taken to know tools: `constrained` decides by the probability
-    of the tokens that begin "<tool_call>", and a model whose template writes calls in another form has none on those.
+    auto: the project's model was never taught to call tools, so its form of calls is forced, wherever it is served.
+    Every other model at an endpoint, on this machine too, is taken to know tools: `constrained` decides by the
+    probability of the tokens that begin "<tool_call>", and a model whose template writes calls in another form has none
+    on those.
     A prompt that writes the tools itself needs `text`, which alone fills them in.
     Raises UserError for a strategy that does not exist, or that such a prompt cannot be used with.
     """
@@ -233,20 +236,22 @@ def choose_strategy(wish: str, endpoint: "Endpoint", prompt: Prompt) -> tuple[Na
             return name, "--strategy"
     if endpoint.engine is not None:
         return "constrained", "auto: the embedded engine can hold a small model to the tools' schemas"
+    if endpoint.base == UNTAUGHT:
+        return "constrained", f"auto: {UNTAUGHT} was never taught to call tools, so it is held to their schemas"
     return "native", "auto: an endpoint is taken to know tools; --strategy text if it does not"
 
 
 def choose_threshold(wish: float | None, endpoint: "Endpoint") -> float:
     """From which probability on `constrained` calls a tool, where the user does not say.
 
-    The embedded base model gives a tool call 0 to 0.28 of its probability, whether the question needs one or not
-    (12 questions that do, 8 that do not): so it always calls on the first turn. Others, the adapter `tools` among
-    them, are taken at their word.
+    The base model gives a tool call 0 to 0.28 of its probability, whether the question needs one or not (12 questions
+    that do, 8 that do not): so it always calls on the first turn. Others, the adapter `tools` among them, are taken at
+    their word.
     """
     if wish is not None:
         return wish
-    base = endpoint.engine is not None and endpoint.model == endpoint.engine.model.name
-    return 0.0 if base else 0.5
+    forced = endpoint.engine is not None or endpoint.base == UNTAUGHT
+    return 0.0 if forced and endpoint.model == endpoint.base else 0.5
 
 
 def is_local(endpoint: "Endpoint") -> bool:

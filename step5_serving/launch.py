@@ -111,7 +111,8 @@ def vllm_launch(
         "--max-num-seqs", str(slots),  # as many as the gateway sends: the queue is the gateway's, where it is fair
         "--enable-prefix-caching",  # a shared system prompt is computed once
         "--enable-chunked-prefill",  # a long prompt is computed between the others' tokens, not before them
-        "--enable-auto-tool-choice", "--tool-call-parser", "hermes",  # <tool_call>{json}</tool_call>
+        "--enable-auto-tool-choice",  # and <tool_call>{json}</tool_call>, forced in the form that our template writes
+        "--tool-call-parser", "hermes-lines", "--tool-parser-plugin", str(Path(__file__).with_name("tool_parser.py")),
         "--enable-prompt-tokens-details",  # how many prompt tokens came from the prefix cache: they cost less
         "--enable-scale-out",  # for /inference/v1/abort_requests: a client that leaves is counted to the token
         "--fingerprint-mode", "none",  # its place moves when usage is asked for, and streams must not differ

@@ -19,12 +19,13 @@ from shared.openai_server import is_loopback, listen
 
 @pytest.fixture
 def fake_endpoint() -> Iterator[str]:
-    """A fake of a hosted endpoint: lists two models to who brings the key, nothing else."""
+    """A fake of a hosted endpoint: lists a model and its adapter to who brings the key, nothing else."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             allowed = self.headers.get("authorization") == "Bearer right"
-            body = json.dumps({"data": [{"id": "big"}, {"id": "small"}]} if allowed else {"error": {}}).encode()
+            found = {"data": [{"id": "big"}, {"id": "small", "parent": "big"}]} if allowed else {"error": {}}
+            body = json.dumps(found).encode()
             self.send_response(200 if allowed else 401)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
@@ -59,8 +60,9 @@ def test_remote_when_the_variable_is_set(fake_endpoint: str, monkeypatch: pytest
     remote(monkeypatch, fake_endpoint, OPENAI_API_KEY="right")
     with connect(quiet=True) as endpoint:
         assert (endpoint.base_url, endpoint.model, endpoint.engine) == (fake_endpoint.rstrip("/"), "big", None)
+        assert endpoint.base == "big"
     with connect("small", quiet=True) as endpoint:
-        assert endpoint.model == "small"
+        assert (endpoint.model, endpoint.base) == ("small", "big")
     with pytest.raises(UserError, match="does not serve 'huge'; it lists big, small"), connect("huge"):
         pass
 
@@ -105,7 +107,10 @@ def test_a_role_is_answered_by_its_published_adapter(
     monkeypatch.setenv("MODEL", str(tiny_llama))
     settings.cache_clear()
     with connect(role="tools", quiet=True) as endpoint:
-        assert endpoint.model == "tools"
+        assert (endpoint.model, endpoint.base) == ("tools", tiny_llama.name)
+        cards = httpx.get(f"{endpoint.base_url}/models").json()["data"]
+        parents = {card["id"]: card["parent"] for card in cards if "parent" in card}
+        assert parents == {endpoint.base: None, "tools": endpoint.base}
         body = {"model": "tools", "prompt": "the cat", "max_tokens": 3}
         assert httpx.post(f"{endpoint.base_url}/completions", json=body).status_code == 200
     with connect(str(tiny_llama), role="tools", quiet=True) as endpoint:  # a named model is left alone

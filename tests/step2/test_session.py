@@ -25,9 +25,11 @@ SERVER = f"{sys.executable} {Path(__file__).parent / 'data' / 'quickstart_server
 # -- strategy ----------------------------------------------------------------------------------------------------------
 
 ENGINE: Any = SimpleNamespace(model=SimpleNamespace(name="smollm2-135m"))
-EMBEDDED = Endpoint("http://127.0.0.1:9/v1", "unused", "smollm2-135m", "", engine=ENGINE)
-TUNED = Endpoint("http://127.0.0.1:9/v1", "unused", "tools", "", engine=ENGINE)
-LOCAL = Endpoint("http://127.0.0.1:8000/v1", "unused", "qwen", "")
+EMBEDDED = Endpoint("http://127.0.0.1:9/v1", "unused", "smollm2-135m", "", ENGINE, "smollm2-135m")
+TUNED = Endpoint("http://127.0.0.1:9/v1", "unused", "tools", "", ENGINE, "smollm2-135m")
+SERVED = Endpoint("http://127.0.0.1:8000/v1", "unused", "smollm2-135m", "", base="smollm2-135m")
+SERVED_TUNED = Endpoint("http://127.0.0.1:8000/v1", "unused", "tools", "", base="smollm2-135m")
+LOCAL = Endpoint("http://127.0.0.1:8000/v1", "unused", "qwen", "", base="qwen")
 HOSTED = Endpoint("https://api.openai.com/v1", "unused", "gpt-4o-mini", "")
 
 
@@ -37,8 +39,10 @@ def test_auto_forces_calls_only_where_it_knows_their_form() -> None:
     assert choose_strategy("auto", LOCAL, plain)[0] == "native"
     assert choose_strategy("auto", HOSTED, plain)[0] == "native"
     assert choose_strategy("constrained", HOSTED, plain) == ("constrained", "--strategy")
-    assert choose_strategy("auto", TUNED, plain)[0] == "constrained"
-    assert [choose_threshold(None, endpoint) for endpoint in (EMBEDDED, TUNED, LOCAL, HOSTED)] == [0, 0.5, 0.5, 0.5]
+    for endpoint in (TUNED, SERVED, SERVED_TUNED):
+        assert choose_strategy("auto", endpoint, plain)[0] == "constrained"
+    assert [choose_threshold(None, endpoint) for endpoint in (EMBEDDED, SERVED)] == [0, 0]
+    assert {choose_threshold(None, endpoint) for endpoint in (TUNED, SERVED_TUNED, LOCAL, HOSTED)} == {0.5}
 
 
 def test_a_prompt_that_writes_the_tools_itself_needs_text() -> None:

@@ -174,7 +174,7 @@ def test_vllm_stops_when_the_client_leaves(gateway: Gateway) -> None:
 
 
 def test_steps_2_and_3_run_on_it(gateway: Gateway, tmp_path: Path) -> None:
-    """Their own programs at the same time; step 2's demo question through the adapter `tools`, step 3 with `grader`."""
+    """Their own programs at the same time; step 2's demo, once more with the adapter `tools`, step 3 with `grader`."""
     if not (ROOT / "step2_tool_calling").is_dir():
         pytest.skip("the other steps are not here: this is an exported one")
     environment = os.environ | {"OPENAI_BASE_URL": f"{gateway.url}/v1", "OPENAI_API_KEY": gateway.key}
@@ -190,6 +190,9 @@ def test_steps_2_and_3_run_on_it(gateway: Gateway, tmp_path: Path) -> None:
         return json.loads(done.stdout)
 
     def step2() -> Any:
+        return run("step2_tool_calling", "ask", DEMO, "--sandbox")
+
+    def tuned() -> Any:
         tools = ["--sandbox", "--only", "get_weather,convert_currency", "--prompt", "plain"]
         return run("step2_tool_calling", "ask", DEMO, *tools, "--model", "tools")
 
@@ -197,7 +200,10 @@ def test_steps_2_and_3_run_on_it(gateway: Gateway, tmp_path: Path) -> None:
         run("step3_rag", "ingest", "rivers.md")
         return run("step3_rag", "ask", "How long is the Amber river?", "--grader", "adapter")
 
-    called, asked = gateway.at_once([step2, step3])
+    forced, called, asked = gateway.at_once([step2, tuned, step3])
+    # vLLM's own grammar ends after the first call. Alone it makes the third, too; in a batch the rounding is another.
+    assert [(one["call"]["name"], one["status"]) for one in forced["calls"]][:2] == [("get_weather", "ok")] * 2, forced
+    assert all(figure in forced["answer"] for figure in ("17.8", "3.4")), forced  # Lisbon and Oslo
     weather = [
         one["output"] for one in called["calls"] if (one["call"]["name"], one["status"]) == ("get_weather", "ok")
     ]
