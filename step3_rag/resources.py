@@ -48,8 +48,8 @@ def open_resources(
 ) -> Iterator[Resources]:
     """Load what answering from a collection needs; an embedded engine lives as long as the block does.
 
-    folder: of the collection. model, quiet: as shared.endpoint.connect. graders, rerankers: names, all loaded;
-    None is the default grader, and nobody may be named who looks twice.
+    folder: of the collection. model, quiet: as shared.endpoint.connect. graders, rerankers: names, all loaded.
+    graders None: the default grader. rerankers may be empty.
     Raises UserError when there is no such collection, model, grader or reranker, or no adapter for the grader of that
     name.
     """

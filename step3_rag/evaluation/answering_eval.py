@@ -25,6 +25,7 @@ from step3_rag.evaluation.journal import Outcome, measure, missing, path_of
 from step3_rag.generation import build_prompt
 from step3_rag.graders import DEFAULT_GRADER, WITHOUT_ADAPTER, load_thresholds
 from step3_rag.reflection import NAIVE, Reflection, run
+from step3_rag.rerank import DEFAULT_RERANKER
 from step3_rag.resources import ADAPTER_FOLDER, Resources
 
 BASELINE = "dense (naive RAG)"
@@ -41,18 +42,16 @@ def ablation(graders: Sequence[str]) -> dict[str, Reflection]:
     arms have the grader that it ships with, where it is among them.
     """
     default = DEFAULT_GRADER if DEFAULT_GRADER in graders else WITHOUT_ADAPTER
+    full = Reflection(grader=default)
+    found, name = replace(NAIVE, reranker=DEFAULT_RERANKER), f"fused + {DEFAULT_RERANKER}"
     arms = {
         BASELINE: replace(NAIVE, retrievers=("dense",)),
         "lexical": replace(NAIVE, retrievers=("lexical",)),
         "fused": NAIVE,
-        "fused + late interaction (late)": replace(NAIVE, reranker="late"),
+        name: found,
     }
-    full = Reflection(grader=default)
-    found = replace(NAIVE, reranker=full.reranker)
-    arms |= {f"{full.reranker} + {name} grader": replace(found, grader=name) for name in graders}
-    arms[f"{full.reranker} + {default} grader + rewriting"] = replace(
-        found, grader=default, max_rewrites=full.max_rewrites
-    )
+    arms |= {f"{name} + {grader} grader": replace(found, grader=grader) for grader in graders}
+    arms[f"{name} + {default} grader + rewriting"] = replace(found, grader=default, max_rewrites=full.max_rewrites)
     arms[FULL] = full
     return arms
 

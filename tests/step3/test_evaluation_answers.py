@@ -65,7 +65,7 @@ def test_arms_have_one_k_and_no_two_are_the_same() -> None:
 
 def test_where_abstaining_is_asked_for_only_arms_that_can_are_run() -> None:
     arms = arms_for(gaps(), GRADERS)
-    assert set(ablation(GRADERS)) - set(arms) == {"lexical", "fused", "fused + late interaction (late)"}
+    assert set(ablation(GRADERS)) - set(arms) == {"lexical", "fused", "fused + late"}
     assert arms_for(FACTS, GRADERS) == ablation(GRADERS)
 
 
@@ -107,7 +107,7 @@ def test_the_last_grade_before_the_answer_counts(resources: Resources, chat: Fak
 
 
 def test_a_stopped_run_continues(resources: Resources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arms = {name: arm for name, arm in ablation(GRADERS).items() if name in (BASELINE, "late + overlap grader")}
+    arms = {name: arm for name, arm in ablation(GRADERS).items() if name in (BASELINE, "fused + late + overlap grader")}
     questions = FACTS.questions[:4]
     asked: list[str] = []
 
@@ -151,7 +151,7 @@ def test_the_estimate_grows_with_what_is_asked(resources: Resources, tmp_path: P
         return estimate(FACTS, FACTS.questions[:questions], resources, arms, tmp_path / "out")
 
     assert seconds([BASELINE], 10) == pytest.approx(10 * seconds([BASELINE], 1))
-    assert seconds(["late + llm grader"], 5) > 1.3 * seconds(["late + overlap grader"], 5) > 0
+    assert seconds(["fused + late + llm grader"], 5) > 1.3 * seconds(["fused + late + overlap grader"], 5) > 0
 
 
 def test_warming_up_asks_and_keeps_nothing(resources: Resources, chat: FakeChat) -> None:

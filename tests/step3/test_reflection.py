@@ -158,9 +158,24 @@ def test_each_switch_leaves_its_part_out() -> None:
     words = FakeIndex(PASSAGES)
     asked(resources(index=words), settle(retrievers=("dense",)))
     assert words.queries == []
-    reranked = replace(resources(), rerankers={"last": lambda query, texts: list(range(len(texts)))})
-    _, answer = asked(reranked, settle(reranker="last"))
-    assert answer.nearest[0].ranks["reranked"] == 1
+
+
+def test_a_reranker_reorders_what_the_graph_finds() -> None:
+    def kelp_first(query: str, texts: Sequence[str]) -> list[float]:
+        assert query == QUESTION
+        return [float("Kelp" in text) for text in texts]
+
+    res = replace(resources(), rerankers={"late": kelp_first})
+    as_found = asked(res, replace(NAIVE, k=1))[1].nearest[0]
+    assert "Kelp" not in as_found.passage.text
+    assert "reranked" not in as_found.ranks
+    for how in (replace(NAIVE, k=1, reranker="late"), settle(k=1)):  # settle: `late` is what looks twice by default
+        (hit,) = asked(res, how)[1].nearest
+        assert hit.passage.text.startswith("Kelp")
+        assert hit.ranks["reranked"] == 1
+        assert hit.ranks["fused"] > 1
+        prompts = [prompt for prompt, _ in requests(res) if prompt.startswith("Passages")]
+        assert "Kelp" in prompts[-1]  # it is what the answer is written from
 
 
 def test_wrong_settings_are_said_before_anything_runs() -> None:

@@ -1,4 +1,4 @@
-"""step3_rag/speed.py at a tiny size: that it measures what it says, not how fast anything is.
+"""step3_rag/speed.py and growth.py at a tiny size: that they measure what they say, not how fast anything is.
 
 python -m pytest tests/step3/test_speed.py
 python -m pytest tests/step3/test_speed.py -m real     # LangChain's embeddings against ours
@@ -17,7 +17,7 @@ from fake_encoder import FakeEncoder
 
 from shared.errors import UserError
 from shared.results import read_results, write_results
-from step3_rag import speed
+from step3_rag import growth, speed
 from step3_rag.encoder import Encoder
 from step3_rag.index import Index
 from step3_rag.store import Store
@@ -95,7 +95,7 @@ def test_a_collection_is_enlarged_by_plausible_chunks_and_repeatably(real: Path,
     for name, sizes in (("once", (250,)), ("steps", (10, 30, 250))):
         store = Store(tmp_path / name, encoder=FakeEncoder.name)
         for size in sizes:
-            speed.enlarge(store, size, texts, vectors)
+            growth.enlarge(store, size, texts, vectors)
             assert store.count() == size
         passages = list(store.all_passages())
         assert [p.text for p in passages[:24]] == texts  # the real ones come first
@@ -115,7 +115,7 @@ def test_a_collection_is_enlarged_by_plausible_chunks_and_repeatably(real: Path,
 
 def test_growth_measures_every_size_in_a_process_of_its_own(real: Path, tmp_path: Path) -> None:
     sizes = (24, 130)
-    rows = speed.grow(real, tmp_path / "grown", sizes, QUESTIONS, FakeEncoder)
+    rows = growth.grow(real, tmp_path / "grown", sizes, QUESTIONS, FakeEncoder)
     assert [row["name"] for row in rows] == ["24 chunks", "130 chunks"]
     for row in rows:
         values = {name: entry["value"] for name, entry in row["metrics"].items()}
@@ -133,15 +133,15 @@ def test_growth_measures_every_size_in_a_process_of_its_own(real: Path, tmp_path
     write_results(tmp_path / "speed.json", command="x", rows=rows, n=len(QUESTIONS))
     assert read_results(tmp_path / "speed.json")["rows"] == rows
     pytest.importorskip("matplotlib", reason="the extra `speed` is not installed")
-    speed.plot(rows, sizes, tmp_path / "plots" / "speed.png")
+    growth.plot(rows, sizes, tmp_path / "plots" / "speed.png")
     assert (tmp_path / "plots" / "speed.png").stat().st_size > 5000
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is the peak")
 def test_memory_is_that_of_this_process() -> None:
-    before = speed.resident_mb()
+    before = growth.resident_mb()
     ballast = np.ones(100_000_000, dtype=np.uint8)  # so large that malloc maps it anew, not into memory freed before
-    assert speed.resident_mb() - before == pytest.approx(100, abs=5)
+    assert growth.resident_mb() - before == pytest.approx(100, abs=5)
     assert ballast.any()
     assert 20 < before < 20_000
 
@@ -149,10 +149,10 @@ def test_memory_is_that_of_this_process() -> None:
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(speed, "EXTRAS", ("json", "no_such_package_1", "no_such_package_2"))
     assert speed.missing() == ["no_such_package_1", "no_such_package_2"]
-    with pytest.raises(UserError, match="not installed: no_such_package_1, no_such_package_2; run: pip install"):
+    with pytest.raises(UserError, match="not installed: no_such_package_1, no_such_package_2; run: .venv/bin/uv pip"):
         speed.main(tmp_path)
     assert os.listdir(tmp_path) == []
 
 
 def test_p95_is_near_the_top() -> None:
-    assert speed._p95([float(n) for n in range(101)]) == 95.0
+    assert growth._p95([float(n) for n in range(101)]) == 95.0

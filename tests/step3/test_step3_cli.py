@@ -199,6 +199,16 @@ def test_explain_shows_each_list_and_how_they_fused(step3: Any, docs: Path) -> N
     assert text[best["start"] : best["end"]] == best["text"]
 
 
+def test_late_interaction_looks_twice_unless_it_is_left_out(step3: Any, docs: Path) -> None:
+    step3("ingest", docs)
+    for arguments, stage in (((), "reranked"), (("--rerank", "none"), "fused")):
+        hits = json.loads(step3("search", "number3 amber", "--json", *arguments).out)["hits"]
+        assert [hit["ranks"][stage] for hit in hits] == [1, 2, 3, 4, 5]
+        assert all(("reranked" in hit["ranks"]) == (stage == "reranked") for hit in hits)
+        explained = step3("search", "number3 amber", "--explain", *arguments).out
+        assert ("\nreranked  " in explained) == (stage == "reranked")
+
+
 def test_search_with_one_retriever_and_without_hits(step3: Any, docs: Path) -> None:
     step3("ingest", docs)
     done = step3("search", "number3", "--retrievers", "lexical", "--explain")
