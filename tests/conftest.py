@@ -269,7 +269,7 @@ def no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     attempts: list[str] = []
 
     def check(host: Any) -> None:
-        if not _is_local(host):
+        if not is_local(host):
             attempts.append(str(host))
             # OSError, as a machine without network says it: the code under test then ends in its own way.
             raise OSError(f"hermetic test tried to reach {host}")
@@ -298,7 +298,8 @@ def no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         pytest.fail(f"tried to reach {', '.join(sorted(set(attempts)))}; only loopback is allowed without `real`")
 
 
-def _is_local(host: Any) -> bool:
+def is_local(host: Any) -> bool:
+    """Whether a socket's host is this machine: a loopback address, any of its own, or no name at all."""
     if isinstance(host, bytes):
         host = host.decode()
     if host in (None, "", "localhost", "0.0.0.0", "::"):

@@ -123,7 +123,7 @@ def roomy_model(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.mark.real
-@pytest.mark.skipif("README_COMMANDS" not in os.environ, reason="two minutes more than CI has: README_COMMANDS=1")
+@pytest.mark.skipif("README_COMMANDS" not in os.environ, reason="two minutes more: README_COMMANDS=1")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", groups(real=True))
 def test_the_commands_run_with_the_real_model(name: str, tmp_path: Path) -> None:
@@ -220,6 +220,7 @@ you> make tea
         (".venv/bin/uv pip install -e 'step3_rag[nothing]'", "has no extra nothing"),
         ("docker compose run --rm nobody keys list", "no service nobody"),
         ("docker compose run --rm gateway keys lost", "has no verb lost"),
+        ("docker compose run --rm -T gateway keys create me --nope", "No such option: --nope"),
         ("kubectl exec -- python -m step5_serving keys make me", "has no verb make"),
         ("podman up", "podman is a program"),
     ],

@@ -4,9 +4,7 @@ python -m pytest tests/test_repository.py
 """
 
 import ast
-import importlib
 import re
-import shlex
 import subprocess
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -15,7 +13,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAM = r"([A-Z_]+=\S+ )*(\.venv/bin/)?(python -m )?step[1-5](_\w+)? "
 STEPS = sorted(path.name for path in ROOT.glob("step[0-9]_*"))
 
 
@@ -92,37 +89,9 @@ def test_every_link_in_the_documentation_resolves() -> None:
     assert broken == []
 
 
-def shown_commands() -> list[tuple[str, str]]:
-    """(page, command) of every command of a step's program that a README shows."""
-    found = []
-    for page in tracked("*.md"):
-        for block in re.findall(r"^```(?:sh|bash)?\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL):
-            lines = block.replace("\\\n", " ").splitlines()
-            shown = [line.split("  #")[0].strip() for line in lines if re.match(PROGRAM, line)]
-            found += [(str(page.relative_to(ROOT)), line) for line in shown]
-    return found
+@pytest.mark.parametrize("card", tracked("shared/adapters/*/README.md"), ids=lambda card: card.parent.name)
+def test_a_published_card_says_how_to_use_it_as_a_new_one_would(card: Path) -> None:
+    from step4_finetune.card import how_to_use
 
-
-@pytest.mark.parametrize(("page", "line"), shown_commands())
-def test_every_command_that_a_page_shows_is_one(page: str, line: str) -> None:
-    """The program takes it: verbs, options and values are its own. Nothing is run here; CI runs the main ones."""
-    import click
-    import typer
-
-    words = [word for word in shlex.split(line) if not re.match(r"[A-Z_]+=", word)]
-    if words[0].endswith("python"):
-        words = words[2:]
-    package = next(name for name in STEPS if name.startswith(words[0].split("_")[0]))
-    if "." in words[0]:
-        assert importlib.util.find_spec(words[0]) is not None
-        return
-    command: click.Command = typer.main.get_command(importlib.import_module(f"{package}.cli").app)
-    rest = words[1:]
-    while rest and not rest[0].startswith("-") and hasattr(command, "commands"):
-        assert rest[0] in command.commands, f"{page}: {line}"
-        command, rest = command.commands[rest[0]], rest[1:]
-    options = {name for parameter in command.params for name in [*parameter.opts, *parameter.secondary_opts]}
-    options |= {"-h", "--help"}
-    rest = rest[: rest.index("--")] if "--" in rest else rest  # what follows is another program's
-    unknown = [word for word in rest if re.match(r"--?[a-z]", word) and word.split("=")[0] not in options]
-    assert unknown == [], f"{page}: {line}"
+    use = how_to_use(card.parent.name, "smollm2-135m")
+    assert f"\n\n{use}\n\n## Figures\n" in card.read_text("utf-8")

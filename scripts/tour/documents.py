@@ -73,6 +73,6 @@ CHAPTER = Chapter(
         "write, and then asks of every sentence which span of which source it stands on.",
         "What stands on nothing is withdrawn. If nothing is left, the answer is “I don't know”, with the reason.",
     ],
-    ["make step3", 'python -m step3_rag ask "what is a thundersnow" --collection encyclopaedia --trace'],
+    ["make step3", '.venv/bin/python -m step3_rag ask "what is a thundersnow" --collection encyclopaedia --trace'],
     perform,
 )

@@ -146,6 +146,6 @@ CHAPTER = Chapter(
         "here is small enough to be taken apart on a laptop: SmolLM2 with 135 million parameters.",
         "Everything after this chapter is the same weights, asked in other ways or changed a little.",
     ],
-    ["make step1", f'python -m step1_foundations report "{SENTENCE}" -o report.html'],
+    ["make step1", f'.venv/bin/python -m step1_foundations report "{SENTENCE}" -o report.html'],
     perform,
 )

@@ -182,6 +182,6 @@ CHAPTER = Chapter(
         "forced into it calls even where nothing fits.",
         "The adapter “tools” is step 4's work: 10 MB beside the same weights, trained for 65 minutes on two cores.",
     ],
-    ["make step2", "python -m step2_tool_calling eval --prompts plain --limit 20"],
+    ["make step2", ".venv/bin/python -m step2_tool_calling eval --prompts plain --limit 20"],
     perform,
 )

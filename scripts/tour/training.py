@@ -149,6 +149,6 @@ CHAPTER = Chapter(
         "MB. Two minutes are little; what they change is measured here.",
         "Before and after are the same questions, about tools that no training example has.",
     ],
-    ["make step4", f"python -m step4_finetune train tools_sft_quick --set max_steps={STEPS}"],
+    ["make step4", f".venv/bin/python -m step4_finetune train tools_sft_quick --set max_steps={STEPS}"],
     perform,
 )

@@ -1,7 +1,7 @@
 """Replicas of the engine on a Ray cluster, behind the same gateway.
 
-    serve run step5_serving.deploy.ray_serve:app model=smollm2-135m min_replicas=2      # on a node of the cluster
-    python -m step5_serving serve --engine-url http://node1:8000 --engine-url http://node2:8000 --slots 64
+    .venv/bin/serve run step5_serving.deploy.ray_serve:app model=smollm2-135m min_replicas=2      # on a node
+    .venv/bin/python -m step5_serving serve --engine-url http://node1:8000 --engine-url http://node2:8000 --slots 64
 
     gateway ──► Serve's proxy on a node ──► a replica with few requests ──► its engine process
     keys, limits, queue, accounts           start, placement, scaling, replacement of dead replicas

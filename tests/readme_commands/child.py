@@ -20,7 +20,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import _is_local
+from tests.conftest import is_local
 
 PATIENCE = 60  # seconds for a server to come up, and for a program to end
 
@@ -109,12 +109,12 @@ def only_loopback() -> None:
     connect, lookup = socket.socket.connect, socket.getaddrinfo
 
     def checked_connect(self: socket.socket, address: Any) -> None:
-        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_local(address[0]):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not is_local(address[0]):
             raise OSError(f"a README's command tried to reach {address[0]}")
         connect(self, address)
 
     def checked_lookup(host: Any, *arguments: Any, **options: Any) -> Any:
-        if not _is_local(host):
+        if not is_local(host):
             raise socket.gaierror(f"a README's command tried to reach {host}")
         return lookup(host, *arguments, **options)
 

@@ -54,7 +54,9 @@ PAIRS = "out/step4/tools/prompts.jsonl out/step4/tools/pairs_full.jsonl --adapte
 WEB_SHOP = '"web shop" --models smollm2-135m --requests-per-minute 60 --tokens-per-minute 20000 --cap 5'
 ACCELERATE = ".venv/bin/accelerate launch --config_file step4_finetune/distributed/ddp.yaml -m step4_finetune.train"
 OTLP = "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:6006"
-DEPLOYED, ADAPTER = "step5_serving/deploy", "prometheus-community/prometheus-adapter"
+DEPLOYED, CHARTS = "step5_serving/deploy", "prometheus-community"
+LORA = "--enable-lora --lora-modules"
+CHECKPOINT = ".venv/bin/python -m step5_serving.checkpoint smollm2-135m"
 
 CLI2, EVAL2, OPENAPI = (f"tests/step2/test_{name}.py::test_" for name in ("step2_cli", "eval_verbs", "openapi"))
 CLI3, ASK3, EVAL3 = (f"tests/step3/test_{name}.py::test_" for name in ("step3_cli", "cli_ask", "evaluation_suite"))
@@ -67,6 +69,7 @@ SERVE = RunBy(
     "tests/step5/test_serving_ledger.py::test_an_orderly_end_lets_running_answers_finish", "step5_serving serve"
 )
 VLLM = (
+    RunBy("tests/step5/test_serving_cli.py::test_vllms_command_line", "-m vllm.entrypoints.openai.api_server"),
     RunBy("tests/step5/test_serving_cli.py::test_vllms_command_line", "--lora-modules"),
     RunBy("tests/step5/test_step5_real.py::test_the_official_client", "adapters"),
 )
@@ -89,13 +92,13 @@ TABLE: dict[str, Run | Parsed | RunBy | tuple[RunBy, ...]] = {
     f"{PY} shared.artifacts list": Run(shows="smollm2-135m"),
     f"{PY} shared.openai_server --port 8000": Run(instead=(("8000", "0"),), until="serving .* on http"),
     **{
-        f"python -m shared.openai_server --adapter shared/adapters/{name}": Run(
+        f"{PY} shared.openai_server --adapter shared/adapters/{name}": Run(
             real=True, instead=(("--adapter", "--port 0 --adapter"),), until=f"serving .*{name}.* on http"
         )
         for name in ("grader", "tools")
     },
-    "vllm serve MODEL_DIR --enable-lora --lora-modules grader=shared/adapters/grader": VLLM,
-    "vllm serve MODEL_DIR --enable-lora --lora-modules tools=shared/adapters/tools": VLLM,
+    f'{PY} vllm.entrypoints.openai.api_server {LORA} grader=shared/adapters/grader --model "$({CHECKPOINT})"': VLLM,
+    f'{PY} vllm.entrypoints.openai.api_server {LORA} tools=shared/adapters/tools --model "$({CHECKPOINT})"': VLLM,
     # -- step 1 --------------------------------------------------------------------------------------------------------
     "make step1": RunBy(CI, "make step1"),
     "MODEL=path/to/checkpoint make step1": (
@@ -179,14 +182,16 @@ TABLE: dict[str, Run | Parsed | RunBy | tuple[RunBy, ...]] = {
     f"{PY} step3_rag eval answers --limit 10 --graders embedding": RunBy(
         f"{EVAL3}everything_is_measured_written_and_not_measured_again", "answers"
     ),
-    ".venv/bin/uv pip install -e 'step3_rag[speed]'": Parsed("would change the environment that the tests run in"),
+    ".venv/bin/uv pip install -c requirements.lock -e 'step3_rag[speed]'": Parsed(
+        "would change the environment that the tests run in"
+    ),
     f"{PY} step3_rag.speed -o step3_rag/results": Parsed(
         "half an hour, on an idle machine; tests/step3/test_speed.py has it at a tiny size"
     ),
-    "chroma run --path /srv/chroma": RunBy(
+    ".venv/bin/chroma run --path ~/chroma": RunBy(
         "tests/step3/test_ingest_interrupted.py::test_a_chroma_server_gives_the_same_answers", "chroma run"
     ),
-    "CHROMA_URL=http://server:8000 python -m step3_rag ingest ~/notes": RunBy(
+    f"CHROMA_URL=http://localhost:8000 {PY} step3_rag ingest ~/notes": RunBy(
         "tests/step3/test_ingest_interrupted.py::test_a_chroma_server_gives_the_same_answers", "CHROMA_URL"
     ),
     "make export STEP=3 TO=~/my-rag NAME=my_rag": EXPORTED,
@@ -232,8 +237,8 @@ TABLE: dict[str, Run | Parsed | RunBy | tuple[RunBy, ...]] = {
         "tests/step4/test_distributed.py::test_two_processes_train_as_one_with_the_same_global_batch",
         "launch --config_file",
     ),
-    "python -m step4_finetune merge shared/adapters/grader --to merged": Run(real=True, shows="merged"),
-    "python -m step4_finetune merge shared/adapters/tools --to merged": RunBy(
+    f"{PY} step4_finetune merge shared/adapters/grader --to merged": Run(real=True, shows="merged"),
+    f"{PY} step4_finetune merge shared/adapters/tools --to merged": RunBy(
         "tests/step4/test_adapters.py::test_publish_and_merge_are_verbs", "merge"
     ),
     "make export STEP=4 TO=~/my-tuning NAME=my_tuning": EXPORTED,
@@ -246,6 +251,10 @@ TABLE: dict[str, Run | Parsed | RunBy | tuple[RunBy, ...]] = {
     f"{PY} step5_serving keys create {WEB_SHOP}": Run(shows="sk-"),
     f"{PY} step5_serving keys list": Run(shows="web shop"),
     f'{PY} step5_serving keys revoke "web shop"': HERMETIC,
+    f"KEY=$({PY} step5_serving keys create me)": Run(
+        instead=(("KEY=$(", ""), (")", "")),  # a shell's
+        shows=r"(?m)^sk-\w{8}-\S{43}$",
+    ),
     f"{PY} step5_serving usage --by key,model --days 7": Run(shows="requests"),
     'curl -s localhost:8080/v1/usage -H "authorization: Bearer $KEY"': RunBy(
         "tests/step5/test_serving_ledger.py::test_usage_by_key_model_and_day", "/v1/usage"
@@ -263,29 +272,33 @@ TABLE: dict[str, Run | Parsed | RunBy | tuple[RunBy, ...]] = {
     f"promtool test rules {DEPLOYED}/prometheus/rules_test.yml": RunBy(
         f"{PROMTOOL}configuration_is_valid", "test rules"
     ),
-    f"cd {DEPLOYED} && mkdir -m 700 secrets": Parsed("makes a folder in the checkout, for the next commands"),
+    f"cd {DEPLOYED} && mkdir -p -m 700 secrets": Parsed("makes a folder in the checkout, for the next commands"),
     "docker compose build": NO_DOCKER,
     "docker compose run --rm gateway keys create me": NO_DOCKER,
-    "docker compose run --rm -T gateway keys create prometheus > secrets/prometheus_key": NO_DOCKER,
+    "docker compose run --rm -T gateway keys create prometheus --models none > secrets/prometheus_key": NO_DOCKER,
     "head -c 18 /dev/urandom | base64 > secrets/grafana_password && chmod 644 secrets/*": Parsed(
         "writes a secret into the checkout; head, base64 and chmod are not ours"
     ),
     "docker compose up": NO_DOCKER,
     f"kubectl apply -k {DEPLOYED}/kubernetes": NO_CLUSTER,
     "kubectl -n step5 exec -it deploy/gateway -c wait-for-key -- python -m step5_serving keys create me": NO_CLUSTER,
-    f"helm install adapter {ADAPTER} -f {DEPLOYED}/kubernetes/adapter-values.yaml": NO_CLUSTER,
-    f"serve deploy {DEPLOYED}/ray_serve.yaml": RunBy(
+    f"helm repo add {CHARTS} https://{CHARTS}.github.io/helm-charts": NO_CLUSTER,
+    f"helm install adapter {CHARTS}/prometheus-adapter -f {DEPLOYED}/kubernetes/adapter-values.yaml": NO_CLUSTER,
+    ".venv/bin/uv pip install -c requirements.lock -e 'step5_serving[ray]'": Parsed(
+        "would change the environment that the tests run in"
+    ),
+    f".venv/bin/serve deploy {DEPLOYED}/ray_serve.yaml": RunBy(
         "tests/step5/test_ray_serve.py::test_a_replica_killed_under_load_loses_only_streams_that_had_begun", "ray_serve"
     ),
-    "python -m step5_serving serve --engine-url http://node1:8000 --engine-url http://node2:8000 --slots 128": RunBy(
+    f"{PY} step5_serving serve --engine-url http://node1:8000 --engine-url http://node2:8000 --slots 128": RunBy(
         SERVE.by, "step5_serving serve"
     ),
-    "python -m step5_serving.deploy.capacity --prompt 300 --completion 100": Run(shows="1,?000"),
+    f"{PY} step5_serving.deploy.capacity --prompt 300 --completion 100": Run(shows="1,?000"),
     "make step5-trace": Parsed("installs 650 MB from the registry; its spans are tested with a collector of our own"),
     f"{OTLP} make step5": RunBy(
         "tests/step5/test_serving_observability.py::test_spans_reach_a_collector", "OTEL_EXPORTER_OTLP_ENDPOINT"
     ),
-    "python -m step5_serving serve -- --otlp-traces-endpoint http://127.0.0.1:6006/v1/traces": (
+    f"{PY} step5_serving serve -- --otlp-traces-endpoint http://127.0.0.1:6006/v1/traces": (
         RunBy("tests/step5/test_serving_cli.py::test_vllms_command_line", "--otlp-traces-endpoint"),
     ),
 }

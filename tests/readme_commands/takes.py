@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from functools import cache
+from itertools import dropwhile
 
 import yaml
 
@@ -68,6 +69,8 @@ def _is_ours(path: str) -> bool:
 
 def _module_problem(module: str, rest: list[str]) -> str:
     """`python -m MODULE REST`: a step's verb is parsed; of a module that is one verb, `--help` names the options."""
+    if module.partition(".")[0] in OTHERS:
+        return ""
     if not (ROOT / module.replace(".", "/") / "cli.py").exists():
         shown = _help(module)
         if shown.returncode != 0:
@@ -108,7 +111,7 @@ def _compose_problem(rest: list[str]) -> str:
     """`docker compose run OPTIONS SERVICE VERB…`: the file has the service, and step 5, its program, the verb."""
     if rest[:2] != ["compose", "run"]:
         return "" if rest in (["compose", "build"], ["compose", "up"]) else f"docker {' '.join(rest)}: not known here"
-    service, *verb = [word for word in rest[2:] if not word.startswith("-")]
+    service, *verb = dropwhile(lambda word: word.startswith("-"), rest[2:])
     if ">" in verb:
         verb = verb[: verb.index(">")]
     if service not in yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))["services"]:
