@@ -39,7 +39,7 @@ def structural_tag(
     return StructuralTag.model_validate({"type": "structural_tag", "format": layout})
 
 
-@ToolParserManager.register_module(NAME)
+@ToolParserManager.register_module(NAME)  # type: ignore[arg-type]  # its annotation: class or decorator
 class LinesToolParser(Hermes2ProToolParser):
     """Reads calls as its parent does; forces them by the grammar above."""
 
