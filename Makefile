@@ -37,7 +37,7 @@ step5: .venv/.step5  ## serve the model behind the gateway; stays in the foregro
 step5-demo: .venv/.step5  ## the same on a free port for two requests: a streamed chat and a tool call, with cost and trace
 	@$(PY) -m step5_serving demo
 
-bench5: .venv/.step5  ## what step 5 carries, vLLM and gateway beside plain generate, about 15 minutes on an idle machine
+bench5: .venv/.step5  ## what step 5 carries, vLLM and gateway beside plain generate, about 10 minutes on an idle machine
 	@$(PY) -m step5_serving bench --output step5_serving/results
 
 fuzz5: .venv/.dev  ## 100,000 random and hostile requests to step 5's gateway, about 25 minutes

@@ -7,7 +7,7 @@ compares, so a table cannot drift from what was measured.
     python -m shared.results render     # rewrite the blocks of every Markdown file below the current directory
     python -m shared.results check      # exit 1 and name the files that are out of date
 
-    <!-- results: stepN_name/results/bench.json columns="decode tok/s,prefill tok/s" -->
+    <!-- results: stepN_name/results/bench.json columns="decode tok/s,prefill tok/s" rows="bf16,int4" -->
     <!-- /results -->
     <!-- settings -->
     <!-- /settings -->
@@ -189,18 +189,25 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, align: str) 
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
-def results_table(document: dict[str, Any], columns: Sequence[str] | None = None) -> str:
+def results_table(
+    document: dict[str, Any], columns: Sequence[str] | None = None, rows: Sequence[str] | None = None
+) -> str:
     """Return the Markdown table of a results document and the line below it that says where it was measured.
 
-    columns: metrics to show, in this order; all of them, in the order of first use, when None.
-    Raises UserError for a column that no row has.
+    columns: metrics to show, in this order; all of them, in the order of first use, when None. rows: parts of names; a
+    row that has one of them in its name is shown, all of them when None.
+    Raises UserError for a column that no row has, and for a part that is in no name.
     """
     names = list(dict.fromkeys(name for row in document["rows"] for name in row["metrics"]))
     for column in columns or ():
         if column not in names:
             raise UserError(f"no row has a metric {column!r}; there are: {', '.join(names)}")
+    for part in rows or ():
+        if not any(part in row["name"] for row in document["rows"]):
+            raise UserError(f"no row has {part!r} in its name")
     chosen = list(columns or names)
-    rows = [[row["name"], *(format_metric(row["metrics"].get(name)) for name in chosen)] for row in document["rows"]]
+    shown = [row for row in document["rows"] if rows is None or any(part in row["name"] for part in rows)]
+    cells = [[row["name"], *(format_metric(row["metrics"].get(name)) for name in chosen)] for row in shown]
     machine = document["hardware"]
     cores, memory = machine.get("cores"), machine.get("memory_gib")
     cpu = [machine.get("cpu"), cores and f"{cores} core{'s' * (cores != 1)}", memory and f"{memory:g} GiB"]
@@ -212,7 +219,7 @@ def results_table(document: dict[str, Any], columns: Sequence[str] | None = None
         ", ".join(f"{package} {version}" for package, version in document["versions"].items()),
         f"revision {document['git_revision']}",
     ]
-    return "\n".join([*_table(["", *chosen], rows, align="---:"), "", " · ".join(part for part in provenance if part)])
+    return "\n".join([*_table(["", *chosen], cells, align="---:"), "", " · ".join(part for part in provenance if part)])
 
 
 def settings_table() -> str:
@@ -230,19 +237,22 @@ def settings_table() -> str:
     return "\n".join(_table(["Variable", "Default", "Meaning"], rows, align="---"))
 
 
-BLOCK = re.compile(r"<!-- (?P<kind>results|settings)(?:: (?P<path>\S+?))?(?: columns=\"(?P<columns>[^\"]+)\")? -->")
+BLOCK = re.compile(
+    r"<!-- (?P<kind>results|settings)(?:: (?P<path>\S+?))?"
+    r"(?: columns=\"(?P<columns>[^\"]+)\")?(?: rows=\"(?P<rows>[^\"]+)\")? -->"
+)
 FENCE = re.compile(r"\s*(```+|~~~+)")
 
 
 def _block(marker: str, root: Path) -> str:
     """Return what belongs below an opening marker. Raises UserError when the marker or its file is wrong."""
     match = BLOCK.fullmatch(marker)
-    if match and match["kind"] == "settings" and not match["path"] and not match["columns"]:
+    if match and match["kind"] == "settings" and not any(match.group(2, 3, 4)):
         return settings_table()
     if not match or match["kind"] == "settings" or not match["path"]:
-        raise UserError('a block opens with <!-- settings --> or <!-- results: FILE.json columns="a,b" -->')
-    columns = [name.strip() for name in match["columns"].split(",")] if match["columns"] else None
-    return results_table(read_results(root / match["path"]), columns)
+        raise UserError('a block opens with <!-- settings --> or <!-- results: FILE.json columns="a,b" rows="x,y" -->')
+    columns, rows = ([part.strip() for part in text.split(",")] if text else None for text in match.group(3, 4))
+    return results_table(read_results(root / match["path"]), columns, rows)
 
 
 def render_text(text: str, root: Path) -> str:

@@ -1,6 +1,6 @@
 """What the service carries, measured in one run so that ratios compare like with like.
 
-python -m step5_serving bench                                     # vLLM where installed, embedded, generate: 15 minutes
+python -m step5_serving bench                                     # vLLM where installed, embedded, generate: 10 minutes
 python -m step5_serving bench --targets vllm,vllm+gateway
 python -m step5_serving bench --engine-url http://127.0.0.1:8000  # an engine that runs already
 
@@ -11,9 +11,6 @@ rate. Each cell's prompts begin with a number of their own: what an engine has c
 A closed-loop cell is one run of some 15 seconds: ratios near 1 differ by a few per cent between runs, so that
 "throughput >= 0.97 of the engine's" takes longer cells (--seconds) or several runs to establish. The added time is
 measured with no other load. A highest rate found with few requests rests on their slowest one.
-
-Not measured yet: results/ holds no bench.json. The embedded targets and `generate` have been run for seconds, to see
-that they work; the vLLM targets have not been run.
 """
 
 import asyncio

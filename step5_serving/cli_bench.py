@@ -44,7 +44,7 @@ def bench(
     ] = None,
     json: Json = False,
 ) -> None:  # fmt: skip
-    """Measure what the service carries: engines alone, behind the gateway, and plain generate. About 15 minutes.
+    """Measure what the service carries: engines alone, behind the gateway, and plain generate. About 10 minutes.
 
     Example: step5 bench --targets vllm,vllm+gateway --output /tmp/results
     """

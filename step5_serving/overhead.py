@@ -7,8 +7,6 @@
 Load generator, gateway and fake are three processes. Where there are fewer idle cores than that they slow each other,
 so requests are also counted per second of the proxy's own CPU time: what one core that it has for itself would carry.
 
-Not measured yet: results/ holds nothing of this file. Short runs on a busy machine have shown that it works, with
-LiteLLM's proxy (1.108.7, installed as litellm[proxy]) too; their figures are no result.
 Memory and CPU time are read from /proc: on other systems than Linux those figures are left out.
 """
 

@@ -183,6 +183,9 @@ def test_table_has_the_chosen_columns_and_its_source(tmp_path: Path) -> None:
         "python 3.11.7, numpy 2.3.5 · revision abc1234",
     ]
     assert results_table(document).startswith("|  | decode tok/s | tokens |")
+    assert results_table(document, None, ["bf"]).splitlines()[2:4] == ["| bf16 | 16.9 [16.1, 17.8] | 12,800 |", ""]
+    with pytest.raises(UserError, match="no row has 'int8' in its name"):
+        results_table(document, None, ["bf16", "int8"])
     with pytest.raises(UserError, match="no row has a metric 'speed'; there are: decode tok/s, tokens"):
         results_table(document, ["speed"])
 
