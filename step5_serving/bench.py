@@ -41,7 +41,7 @@ SLO = Slo(ttft=2.0, itl=0.5)
 class Plan:
     """How much is measured. seconds: of each cell and probe, after which nothing new is sent. requests: at most, per
     closed-loop cell. start_rate, max_rate: requests a second, where the search begins and what it never exceeds.
-    tolerance: of the rate found."""
+    tolerance: of the rate found. max_wait: the gateway's own, in seconds; None for what serve has."""
 
     streams: Sequence[int] = (1, 8, 32)
     seconds: float = 15.0
@@ -53,6 +53,7 @@ class Plan:
     start_rate: float = 1.0
     max_rate: float = 64.0
     tolerance: float = 0.25
+    max_wait: float | None = None
 
 
 @dataclass(frozen=True)
@@ -303,7 +304,8 @@ def bench(
                 engine = Target(name, f"{engine_url.rstrip('/').removesuffix('/v1')}/v1", model)
             asked = [engine] if name in chosen else []
             if f"{name}+gateway" in chosen:
-                asked.append(stack.enter_context(running_gateway(engine, slots, folder))[0])
+                options = [] if plan.max_wait is None else ["--max-wait", str(plan.max_wait)]
+                asked.append(stack.enter_context(running_gateway(engine, slots, folder, options))[0])
             rows += closed_rows(asked, prompts, plan, baseline)
             if len(asked) == 2:
                 rows.append(added_row(engine, asked[1], prompts, plan))

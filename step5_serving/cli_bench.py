@@ -35,6 +35,9 @@ def bench(
     slo_ttft: Annotated[float, typer.Option(min=0.001, metavar="SECONDS", help="To the first token, p99.")] = 2.0,
     slo_itl: Annotated[float, typer.Option(min=0.001, metavar="SECONDS", help="Between two tokens, p99.")] = 0.5,
     max_rate: Annotated[float, typer.Option(min=0.01, metavar="N", help="Try no more requests a second.")] = 64.0,
+    max_wait: Annotated[
+        float | None, typer.Option(min=0.0, metavar="SECONDS", show_default="what serve has", help="The gateway's own.")
+    ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(metavar="FILE", show_default="MT-bench", help='JSON lines with "turns"; the first one is asked.'),
@@ -66,7 +69,7 @@ def bench(
         raise UserError(f"--output {output} is a file; give a directory")
     plan = Plan(
         streams=_numbers(streams), seconds=seconds, max_tokens=max_tokens, pairs=pairs,
-        slo=Slo(slo_ttft, slo_itl), max_rate=max_rate,
+        slo=Slo(slo_ttft, slo_itl), max_rate=max_rate, max_wait=max_wait,
     )  # fmt: skip
     rows, probes = run_bench(
         chosen, Prompts(read_prompts(prompts)), plan, model=model or settings().model, engine_url=engine_url,
