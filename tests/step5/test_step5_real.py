@@ -174,7 +174,7 @@ def test_vllm_stops_when_the_client_leaves(gateway: Gateway) -> None:
 
 
 def test_steps_2_and_3_run_on_it(gateway: Gateway, tmp_path: Path) -> None:
-    """Their own programs at the same time; step 2's demo, once more with the adapter `tools`, step 3 with `grader`."""
+    """Their own programs: step 2's demo; then, at the same time, the adapter `tools`, and step 3 with `grader`."""
     if not (ROOT / "step2_tool_calling").is_dir():
         pytest.skip("the other steps are not here: this is an exported one")
     environment = os.environ | {"OPENAI_BASE_URL": f"{gateway.url}/v1", "OPENAI_API_KEY": gateway.key}
@@ -200,17 +200,22 @@ def test_steps_2_and_3_run_on_it(gateway: Gateway, tmp_path: Path) -> None:
         run("step3_rag", "ingest", "rivers.md")
         return run("step3_rag", "ask", "How long is the Amber river?", "--grader", "adapter")
 
-    def figures(told: Any) -> list[str]:
-        """What its tools have said: "Oslo, Norway: 3.4 °C (feels like 2), …", "80 EUR = 86.40 USD (rate …"."""
-        return [re.findall(r"-?\d+\.\d+", one["output"])[0] for one in told["calls"] if one["status"] == "ok"]
+    def succeeded(told: Any) -> list[Any]:
+        return [one for one in told["calls"] if one["status"] == "ok"]
 
-    forced, called, asked = gateway.at_once([step2, tuned, step3])
-    # vLLM's own grammar ends after the first call. Alone the model makes all three here, as with the embedded engine; in
-    # a batch the rounding is another one, and which calls it makes with it.
-    assert len(figures(forced)) >= 2, forced
-    assert "get_weather" in [one["call"]["name"] for one in called["calls"] if one["status"] == "ok"], called
-    for told in (forced, called):
-        assert any(figure in told["answer"] for figure in figures(told)), told
+    def has_figure(told: Any) -> bool:
+        """Whether the answer has one that a tool has said: "Oslo, Norway: 3.4 °C …", "80 EUR = 86.40 USD …"."""
+        figures = re.findall(r"-?\d+\.\d+", " ".join(one["output"] for one in succeeded(told)))
+        return any(figure in told["answer"] for figure in figures)
+
+    # Alone, as in a batch the rounding is another one, and which calls the model makes with it. vLLM's own grammar ends
+    # after the first call.
+    forced = step2()
+    assert len(succeeded(forced)) >= 2, forced
+    assert has_figure(forced), forced
+    called, asked = gateway.at_once([tuned, step3])
+    assert "get_weather" in [one["call"]["name"] for one in succeeded(called)], called
+    assert has_figure(called), called
     graded = next(step["detail"] for step in asked["steps"] if step["node"] == "grade")
     assert max(graded["relevant"]) > 0.5, asked
     assert asked["abstained"] or asked["sentences"]  # as the model pleases, but what is said is cited, to the letter
@@ -218,7 +223,7 @@ def test_steps_2_and_3_run_on_it(gateway: Gateway, tmp_path: Path) -> None:
         assert text[at["start"] : at["end"]] == at["quote"] != ""
     new = gateway.rows()[known:]
     assert {row["model"] for row in new} == {"tools", MODEL, "grader"}
-    assert {row["outcome"] for row in new} == {"ok"}
+    assert {row["outcome"] for row in new} <= {"ok", "client_left"}  # step 2 hangs up on calls that repeat themselves
 
 
 # -- faults ------------------------------------------------------------------------------------------------------------
