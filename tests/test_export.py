@@ -127,7 +127,7 @@ def test_a_full_folder_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("number", "name"), [(n, "my_caller" if n == "2" else None) for n in TESTED])  # one renamed
 def test_an_exported_step_passes_its_own_tests(number: str, name: str | None, tmp_path: Path) -> None:
-    """Two steps, and three tests of each file, which need its imports, fixtures and data; EXPORTED_TESTS=all for all."""
+    """Two steps, three tests of each file, which need its imports, fixtures and data; EXPORTED_TESTS=all for all."""
     folder = tmp_path / "away"
     export(number, folder, name)
     some = [] if ALL else ["-p", "three_of_each_file"]
