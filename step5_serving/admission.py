@@ -7,9 +7,7 @@
 Without a bound, a server at 3 times its capacity answers nobody in time: the queue grows as long as the overload lasts
 and every answer waits for all that came before. Here the queue is bounded in estimated tokens, by how many the engines
 get through in `max_wait` seconds, so whoever is admitted starts within about that time, under any load. That drain
-rate is measured, while all slots are taken. It is an average, and slots come free in bursts, as requests that began
-together end together: so nobody waits either for whom no slot is likely to be free in time, by what the running
-requests are expected to take. Engines must not queue themselves: `slots` is what they run at once.
+rate is measured, while all slots are taken. Engines must not queue themselves: `slots` is what they run at once.
 
 Fair among keys, twice. Who is next: start-time fair queueing, the lane that has received the fewest tokens lately
 (Goyal, Vin & Cheng, SIGCOMM 1996). Who may wait: a lane may hold as many tokens as are still free (Choudhury & Hahne,
@@ -29,7 +27,6 @@ from dataclasses import dataclass, field
 from step5_serving.refusals import Refusal
 
 MEMORY = 30.0  # seconds over which the drain rate is averaged: engines slow down and speed up with the prompts
-PACE_WEIGHT = 0.1  # of the newest request in the average time that a token takes
 LONGEST_RETRY = 60.0  # seconds: later than that, nobody knows how full the queue will be
 
 
@@ -62,19 +59,12 @@ class Admission:
     ) -> None:
         """slots: requests that may run at once. max_wait: seconds. tokens_per_second: until it is measured."""
         self.slots, self.max_wait, self._clock = slots, max_wait, clock
-        self.queued = self.queued_tokens = 0
-        self._running: list[Ticket] = []
-        self._pace: float | None = None  # seconds that a token takes in a slot; None until a request has ended
+        self.running = self.queued = self.queued_tokens = 0
         self._lanes: dict[str, Lane] = {}
         self._now = 0.0  # virtual time: what the lane that was served last had received by then
         self._drained, self._seconds = tokens_per_second * MEMORY, MEMORY
         self._full_from: float | None = None  # when the last slot was taken; None while some are free
         self._measured = 0.0  # until when the time since then has been counted
-
-    @property
-    def running(self) -> int:
-        """Requests that hold a slot."""
-        return len(self._running)
 
     @property
     def rate(self) -> float:
@@ -93,15 +83,13 @@ class Admission:
             self._run(ticket)
             return ticket
         lane = self._lanes.setdefault(key, Lane())
-        # An empty queue takes a request of any length: else a long one could never wait, however idle the machine.
-        over = lane.tokens + tokens + self.queued_tokens - self.bound if self.queued else 0.0
-        late = self._expected_wait(lane) - self.max_wait
-        if over > 0 or late > 0:
-            seconds = max(over / self.rate, late)
+        # An empty queue takes any one request: else a long one could never wait, however idle the machine.
+        if self.queued and lane.tokens + tokens > self.bound - self.queued_tokens:
+            seconds = (lane.tokens + tokens + self.queued_tokens - self.bound) / self.rate
             self._forget_idle(key)
             raise Refusal(
                 429, "queue_full",
-                f"The service is at its limit: no slot is likely to be free for this request within "
+                f"The service is at its limit: {self.queued} requests are waiting, as many as start within "
                 f"{self.max_wait:g} s; try again later.",
                 retry_after=min(seconds, LONGEST_RETRY),
             )  # fmt: skip
@@ -135,7 +123,7 @@ class Admission:
         if ticket.running:
             ticket.running = False
             self._measure(ticket, ticket.tokens if used is None else used)
-            self._running.remove(ticket)
+            self.running -= 1
             self._next()
         elif ticket.turn is not None and ticket in self._lanes.get(ticket.key, Lane()).waiting:
             self._lanes[ticket.key].waiting.remove(ticket)
@@ -156,18 +144,6 @@ class Admission:
                 if ticket.turn is not None and not ticket.turn.done():
                     ticket.turn.set_exception(refusal)
 
-    def _expected_wait(self, lane: Lane) -> float:
-        """Seconds until a slot is likely to be free for a lane's next request; 0 as long as nothing is known.
-
-        Before it are those of its own lane and as many of each other lane: the lanes take turns.
-        """
-        if self._pace is None or not self._running:
-            return 0.0
-        now, own = self._clock(), len(lane.waiting)
-        before = sum(min(len(other.waiting), own + (other is not lane)) for other in self._lanes.values())
-        left = sorted(max(0.0, t.started + t.tokens * self._pace - now) for t in self._running)
-        return left[min(before, len(left) - 1)]
-
     def _next(self) -> None:
         """Give free slots to the lanes that have received least."""
         while self.queued and self.running < self.slots:
@@ -183,7 +159,7 @@ class Admission:
     def _run(self, ticket: Ticket) -> None:
         ticket.running = True
         ticket.started = self._clock()
-        self._running.append(ticket)
+        self.running += 1
         if self.running >= self.slots and self._full_from is None:
             self._full_from = self._measured = ticket.started
 
@@ -200,13 +176,10 @@ class Admission:
             del self._lanes[key]
 
     def _measure(self, ticket: Ticket, tokens: int) -> None:
-        """Add a finished request to the averages. The drain rate can only be seen while every slot is taken."""
-        now = self._clock()
-        if tokens > 0:
-            pace = (now - ticket.started) / tokens
-            self._pace = pace if self._pace is None else self._pace + PACE_WEIGHT * (pace - self._pace)
+        """Add a finished request to the drain rate, which can only be seen while every slot is taken."""
         if self._full_from is None:
             return
+        now = self._clock()
         # Only the part of the request that fell into that time, or a short rush would look like a fast machine.
         share = min(1.0, (now - self._full_from) / max(now - ticket.started, 1e-9))
         decay = math.exp((self._measured - now) / MEMORY)

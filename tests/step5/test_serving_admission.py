@@ -136,31 +136,6 @@ def test_the_drain_rate_is_measured_while_all_slots_are_taken() -> None:
     asyncio.run(scenario())
 
 
-def test_nobody_waits_who_would_get_no_slot_in_time() -> None:
-    """By tokens there would be room; but the running requests began together, and will take their time."""
-
-    async def scenario() -> None:
-        admission, clock = gate(slots=2, max_wait=1, rate=1000)
-        for ticket in [admission.enter("a", 10) for _ in range(2)]:
-            clock.now += 2.5
-            admission.leave(ticket, 10)  # a token takes 0.25 s, then 0.5 s: 0.275 on average
-        running = [admission.enter("a", 20) for _ in range(2)]
-        with pytest.raises(Refusal) as refused:
-            admission.enter("b", 10)
-        assert (refused.value.code, refused.value.retry_after) == ("queue_full", 5)  # 20 × 0.275 s - 1 s, rounded up
-        clock.now += 4.6
-        first = admission.enter("b", 10)
-        admission.leave(running[0], 20)
-        assert first.running
-        second = admission.enter("b", 10)  # the slot of the other old one; the new one's own comes too late for a third
-        with pytest.raises(Refusal):
-            admission.enter("b", 10)
-        admission.leave(running[1], 20)
-        assert second.running
-
-    asyncio.run(scenario())
-
-
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 60), st.integers(0, 3)), max_size=80))
 def test_slots_and_queue_always_add_up(steps: list[tuple[str, int, int]]) -> None:
