@@ -62,7 +62,7 @@ def serve(
     ] = None,
     max_wait: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for a slot; who would wait longer gets 429.")
-    ] = 4.0,
+    ] = 0.5,
     max_body: Annotated[float, typer.Option(min=0.001, metavar="MB", help="Largest request body.")] = 4.0,
     connect_timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="To reach an engine.")] = 5.0,
     first_token_timeout: Annotated[

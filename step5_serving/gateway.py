@@ -178,7 +178,9 @@ class Completions(Endpoint):
         exchange.known = True
         self.reserve(exchange, body, call.model, call.most, call.answers)
         assert exchange.key is not None
-        ticket = exchange.ticket = parts.admission.enter(exchange.key.id, exchange.prompt + exchange.completion)
+        ticket = exchange.ticket = parts.admission.enter(
+            exchange.key.id, exchange.prompt + exchange.completion, exchange.completion
+        )
         # From here on the only thing the client can still say is that it left.
         watcher = asyncio.ensure_future(receive())
         watcher.add_done_callback(lambda _: exchange.stop(LEFT))
@@ -272,6 +274,8 @@ class Completions(Endpoint):
             exchange.last_block = now
             out = events.feed(block)
             exchange.events, exchange.usage = events.events, events.usage
+            if exchange.ticket is not None:
+                self.parts.admission.progress(exchange.ticket, events.events)
             if exchange.stopped:  # reading on to the engine's counts; nobody is to get the rest
                 continue
             if events.done:

@@ -67,7 +67,7 @@ class Options:
     launches: Sequence[Launch] = ()
     urls: Sequence[str] = ()
     slots: int = 32
-    max_wait: float = 4.0
+    max_wait: float = 0.5
     max_body: int = 4 << 20
     timeouts: Timeouts = Timeouts()
     log: Path | None = None

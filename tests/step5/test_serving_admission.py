@@ -136,6 +136,45 @@ def test_the_drain_rate_is_measured_while_all_slots_are_taken() -> None:
     asyncio.run(scenario())
 
 
+def test_nobody_waits_who_would_get_no_slot_in_time() -> None:
+    """By tokens there would be room; but the running answers began together, and have as far to go."""
+
+    async def scenario() -> None:
+        admission, clock = gate(slots=2, max_wait=1, rate=1000)
+        running = [admission.enter("a", 50, 20) for _ in range(2)]
+        for token in range(1, 11):  # ten of twenty tokens, one each half second
+            clock.now += 0.5
+            for ticket in running:
+                admission.progress(ticket, token)
+        with pytest.raises(Refusal) as refused:
+            admission.enter("b", 10, 20)
+        assert (refused.value.code, refused.value.retry_after) == ("queue_full", 4)  # 10 × 0.5 s, less max_wait
+        clock.now += 4.1  # they will be through in 0.9 s, if nothing holds them up
+        first, second = admission.enter("b", 10, 20), admission.enter("b", 10, 20)
+        with pytest.raises(Refusal):  # two slots come free in time, for those two
+            admission.enter("b", 10, 20)
+        for ticket in running:
+            admission.leave(ticket, 50)
+        assert first.running
+        assert second.running
+
+    asyncio.run(scenario())
+
+
+def test_answers_that_show_no_progress_are_not_reckoned_with() -> None:
+    """Not streamed, or the engine hangs: the bound in tokens is left."""
+
+    async def scenario() -> None:
+        admission, clock = gate(max_wait=1, rate=1000)
+        silent = admission.enter("a", 50, 20)
+        clock.now += 100
+        waiting = admission.enter("b", 50, 20)
+        admission.leave(silent, 50)
+        assert waiting.running
+
+    asyncio.run(scenario())
+
+
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 60), st.integers(0, 3)), max_size=80))
 def test_slots_and_queue_always_add_up(steps: list[tuple[str, int, int]]) -> None:

@@ -63,7 +63,7 @@ def test_metrics_count_what_happened(gateway: Gateway, engine: Fake) -> None:
 
 def test_in_flight_counts_the_waiting_too(start: Start, engine: Fake) -> None:
     engine.seconds_per_token = 0.1
-    gateway = start(engine, slots=1)
+    gateway = start(engine, slots=1, max_wait=4)
 
     def look() -> None:
         eventually(lambda: gateway.metric("gateway_queued") == 2)
