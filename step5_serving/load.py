@@ -21,6 +21,7 @@ from typing import Any, Literal
 import aiohttp
 
 Outcome = Literal["ok", "refused", "error"]
+REFUSED_PAUSE = 1.0  # seconds until a stream that got a 429 asks again: the least that Retry-After can say
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,8 @@ async def closed_loop(
                 return
             prompt, now = prompts[index % len(prompts)], time.perf_counter()
             samples.append(await ask(session, target, prompt, due=now, max_tokens=max_tokens, timeout=timeout))
+            if samples[-1].outcome == "refused":
+                await asyncio.sleep(REFUSED_PAUSE)
 
     async with _session() as session, asyncio.TaskGroup() as group:
         for _ in range(streams):

@@ -21,6 +21,7 @@ PARTS = ("dense", "lexical")  # what is fused
 P_SHOWN = 0.0001  # smaller ones are shown as this: 10,000 sign flips cannot tell them apart
 PACKAGES = ("torch", "chromadb", "bm25s", "langgraph")
 NOTE = "shares and means in percent; Δ in points against the baseline; p below 0.0001 is shown as 0.0001"
+NAME_WIDTH, GAP = 26, 2  # columns on the terminal: of the longest row name before it is broken, and between two
 
 
 def share(right: Sequence[bool]) -> Metric:
@@ -194,20 +195,46 @@ def write(path: Path, rows: Sequence[Row], *, command: str, n: int, notes: str) 
 
 
 def show(title: str, rows: Sequence[Row], n: int, notes: str) -> None:
-    """Print a table: one row per arm, each value above its interval, columns that nobody has left out."""
+    """Print a table: one row per arm, each value above its interval, columns that nobody has left out.
+
+    What does not fit side by side goes below, with the names of the rows again: no heading is cut off.
+    """
     from rich.table import Table
 
     out = console()
     columns = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    cells = {name: [_cell(format_metric(row["metrics"].get(name))) for row in rows] for name in columns}
     measured = [c for c in columns if any(row["metrics"].get(c, metric(None))["value"] is not None for row in rows)]
-    shown = Table(title=f"{title}, n = {n:,}", title_justify="left", caption=notes, caption_justify="left", box=None)
-    shown.add_column("")
-    for name in measured:
-        shown.add_column(name, justify="right")
-    for row in rows:
-        shown.add_row(row["name"], *(_cell(format_metric(row["metrics"].get(name))) for name in measured))
-    out.print()
-    out.print(shown)
+    first = min(NAME_WIDTH, max(len(row["name"]) for row in rows))
+    out.print(f"\n{title}, n = {n:,}", style="italic")
+    widths = {name: _width([*name.split(), *cells[name]]) for name in measured}
+    for part in _side_by_side(widths, out.width - first - GAP):
+        shown = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+        shown.add_column("", width=first)
+        for name in part:
+            shown.add_column(name, justify="right", width=widths[name])
+        for number, row in enumerate(rows):
+            shown.add_row(row["name"], *(cells[name][number] for name in part))
+        out.print(shown)
+        out.print()
+    out.print(notes, style="dim italic")
+
+
+def _side_by_side(widths: Mapping[str, int], room: int) -> list[list[str]]:
+    """Columns, in order, in as few lines as they fit in; one that is too wide for any has its own."""
+    parts: list[list[str]] = []
+    left = 0
+    for name, width in widths.items():
+        if not parts or width > left:
+            parts.append([])
+            left = room
+        parts[-1].append(name)
+        left -= width + GAP
+    return parts
+
+
+def _width(texts: Sequence[str]) -> int:
+    return max(len(line) for text in texts for line in text.split("\n"))
 
 
 def _cell(text: str) -> str:

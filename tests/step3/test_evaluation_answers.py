@@ -231,7 +231,9 @@ def test_graders_alone_by_hand() -> None:
     assert good["s/question"]["value"] == pytest.approx(0.3)
 
 
-def test_tables_can_be_written_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_can_be_written_and_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from shared.results import read_results, results_table
 
     questions = [Question(str(n), "Is it?", ("yes",), "a") for n in range(3)]
@@ -242,10 +244,14 @@ def test_tables_can_be_written_and_shown(tmp_path: Path, capsys: pytest.CaptureF
     assert "three questions" in document["notes"]
     assert "points against the baseline" in document["notes"]
     assert FULL in results_table(document)
+    monkeypatch.setenv("COLUMNS", "80")
     tables.show("answers", rows, 3, "three questions")
     shown = capsys.readouterr().out
     assert "answers, n = 3" in shown
-    assert "100" in shown
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert shown.count(FULL) > 1  # ten columns do not fit beside each other
+    assert "[44, 100]" in shown  # of three right out of three, in one piece
 
 
 def test_differences_too_small_to_count_have_a_floor() -> None:
