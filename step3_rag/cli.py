@@ -157,7 +157,8 @@ def demo_verb(model: Model = None, json: Json = False) -> None:
         print_json(documents)
     else:
         say("")
-        say(f"ask your own: python -m step3_rag ui --collection {COLLECTION}     (the page; also: make step3-ui)")
+        say("ask your own, on the page: make step3-ui")
+        say(f'or here: .venv/bin/python -m step3_rag ask "…" --collection {COLLECTION}')
 
 
 app.add_typer(asking)

@@ -334,8 +334,9 @@ def test_demo_indexes_asks_and_names_the_page(step3: Any, scripted: list[Path]) 
     for question in demo.QUESTIONS["declined"][:1]:
         assert f"you> {question}" in done.err
         assert f"answer to {question}" in done.out
-    last = done.err.rstrip().splitlines()[-1]
-    assert "python -m step3_rag ui --collection encyclopaedia" in last
+    page, here = done.err.rstrip().splitlines()[-2:]
+    assert page.endswith("make step3-ui")
+    assert here.endswith('.venv/bin/python -m step3_rag ask "…" --collection encyclopaedia')
     assert json.loads(step3("demo", "--json").out)[-1]["shows"] == "declined"
 
 
