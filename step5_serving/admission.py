@@ -14,7 +14,7 @@ Engines must not queue themselves: `slots` is what they run at once.
 Fair among keys, twice. Who is next: start-time fair queueing, the lane that has received the fewest tokens lately
 (Goyal, Vin & Cheng, SIGCOMM 1996). Who may wait: a lane may hold as many tokens as are still free (Choudhury & Hahne,
 "Dynamic queue length thresholds", IEEE/ACM ToN 1998): alone, a key gets half of the queue; the other half is there for
-whoever comes next. So a flood from one key never makes another one's request bounce.
+whoever comes next. So a flood from one key leaves the others their share of the slots that come free.
 
     python -m pytest tests/step5/test_serving_admission.py
 """

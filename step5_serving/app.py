@@ -37,7 +37,8 @@ PAID: dict[str, type[BaseModel]] = {
 REFUSALS = {
     "400": "the request is not valid", "401": "no usable key", "403": "the key's scope does not include the model",
     "404": "no such model or request", "413": "the body is too large", "429": "a limit is reached or the queue is full",
-    "502": "the engine broke off", "503": "no engine is ready", "504": "a deadline passed",
+    "500": "the engine failed, in its own words", "502": "the engine broke off", "503": "no engine is ready",
+    "504": "a deadline passed",
 }  # fmt: skip
 ERROR = {
     "type": "object",

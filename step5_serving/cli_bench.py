@@ -108,20 +108,23 @@ def _numbers(text: str) -> list[int]:
 def quantise(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Catalog name, directory or Hub id.")],
     target: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; must not exist.")],
+    bits: Annotated[int, typer.Option(help="8 (W8A8) or 4 (W4A16, groups of 32).")] = 8,
     json: Json = False,
 ) -> None:
-    """Write an int8 checkpoint (W8A8, compressed-tensors) that `serve --model DIR` runs in vLLM.
+    """Write an int8 or int4 checkpoint (compressed-tensors) that `serve --model DIR` runs in vLLM.
 
     Example: step5 quantise smollm2-135m out/smollm2-int8
     """
     from step5_serving.checkpoint import directory_of
     from step5_serving.quantise import quantise as write
 
+    if bits not in (4, 8):
+        raise UserError(f"--bits {bits}: use 8 or 4")
     if target.exists():  # before the model is fetched
         raise UserError(f"{target} exists already; name another directory or delete it")
     source = directory_of(model)
-    count = write(source, target)
+    count = write(source, target, bits)
     if json:
-        print_json({"model": model, "directory": str(target), "matrices": count})
+        print_json({"model": model, "directory": str(target), "bits": bits, "matrices": count})
     else:
-        print(f"{target}: {count} matrices in int8")
+        print(f"{target}: {count} matrices in int{bits}")

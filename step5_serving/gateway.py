@@ -25,7 +25,7 @@ from shared.openai_protocol import ApiError
 from step5_serving.body import ClientLeft, read_body, understand
 from step5_serving.exchange import Exchange
 from step5_serving.prices import find_price
-from step5_serving.refusals import Headers, Refusal
+from step5_serving.refusals import Headers, Refusal, invalid
 from step5_serving.stream import Events, Usage, read_usage
 
 if TYPE_CHECKING:
@@ -241,6 +241,10 @@ class Completions(Endpoint):
             exchange.events = 0 if exchange.usage else exchange.completion
         if exchange.stopped:
             return
+        if response.status >= 400 and not _is_error(body):  # a page of some server's own; clients want OpenAI's shape
+            if response.status >= 500:
+                raise Refusal(502, "engine_error", "The engine failed on this request.")
+            raise invalid("The engine refused this request.", status=response.status)
         self.settle(exchange, outcome, response.status)
         headers = [(b"content-type", response.headers.get("content-type", "application/json").encode("latin-1"))]
         await self.respond(exchange, send, response.status, headers, body)
@@ -296,6 +300,15 @@ class Completions(Endpoint):
             headers += exchange.response_headers()
             await send({"type": "http.response.start", "status": response.status, "headers": headers})
         await send({"type": "http.response.body", "body": block, "more_body": True})
+
+
+def _is_error(body: bytes) -> bool:
+    """Whether an engine's refusal is an error as OpenAI writes it."""
+    try:
+        found = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(found, dict) and isinstance(found.get("error"), dict) and bool(found["error"].get("message"))
 
 
 def _usage_of(body: bytes) -> Usage | None:

@@ -1,12 +1,14 @@
-"""An int8 checkpoint in the compressed-tensors format, made from a model directory; nothing is downloaded.
+"""An int8 or int4 checkpoint in the compressed-tensors format, made from a model directory; nothing is downloaded.
 
-W8A8: every linear layer of the decoder gets int8 weights with one scale per output channel (symmetric, rounded to
-nearest), and its inputs are quantised per token when the engine runs. No calibration data: weights need none, and
-dynamic activation scales are taken from the activations themselves. Embedding, norms and head stay as they are.
-Format: `weight` int8 (out, in), `weight_scale` (out, 1) in the weight's dtype, and `quantization_config` in
-config.json. Source: github.com/vllm-project/compressed-tensors; per-token activations: Yao et al., ZeroQuant, 2022.
+int8 is W8A8: every linear layer of the decoder gets int8 weights with one scale per output channel, and its inputs are
+quantised per token when the engine runs. int4 is W4A16: one scale for each 32 inputs of an output channel, activations
+stay as they are. Both are symmetric and rounded to nearest, without calibration data: weights need none, and dynamic
+activation scales are taken from the activations themselves. Embedding, norms and head stay as they are.
+Format: int8 has `weight` int8 (out, in) and `weight_scale` (out, 1); int4 has `weight_packed` int32 (out, in/8), eight
+values from the lowest bits up, `weight_scale` (out, in/32) and `weight_shape`; scales have the weight's dtype.
+Source: github.com/vllm-project/compressed-tensors; per-token activations: Yao et al., ZeroQuant, 2022.
 
-Measured in vLLM beside bf16: speed (README.md). Not measured: what the rounding costs in accuracy.
+Measured in vLLM beside bf16, speed and accuracy: README.md.
 """
 
 import json
@@ -22,42 +24,62 @@ from safetensors.torch import save_file
 from shared.errors import UserError
 from shared.files import atomic_directory
 
+GROUP = 32  # inputs that share a scale in int4; the blocks of the project's own engine have as many
 LINEAR = re.compile(r"\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight$")
 
 
 def to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (int8 weights, scales (out, 1) in the weight's dtype) of a matrix (out, in); a zero row gets scale 1.
+    """Return (int8 weights, scales (out, 1) in the weight's dtype) of a matrix (out, in).
 
-    The scale is rounded to the weight's dtype before it divides, so that what is stored is what was used.
     Raises ValueError when the matrix is not two-dimensional or holds NaN or infinity.
     """
-    if weight.ndim != 2 or not torch.isfinite(weight).all():
-        raise ValueError("need a finite matrix (out, in)")
-    scale = (weight.float().abs().amax(dim=1, keepdim=True) / 127).to(weight.dtype)
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    scale = _scales(weight, 127)
     return (weight.float() / scale.float()).round().clamp(-128, 127).to(torch.int8), scale
 
 
-def quantization_config() -> dict[str, Any]:
-    """Return the `quantization_config` of config.json: int8 weights per channel, int8 inputs per token."""
-    common = {"num_bits": 8, "type": "int", "symmetric": True}
+def to_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (values from -8 to 7 packed into int32 (out, in/8), scales (out, in/32) in the weight's dtype).
+
+    Raises ValueError when the matrix is not two-dimensional, not of whole groups, or holds NaN or infinity.
+    """
+    if weight.ndim != 2 or weight.shape[1] % GROUP:
+        raise ValueError(f"need a matrix (out, in) with a multiple of {GROUP} inputs")
+    groups = weight.reshape(-1, GROUP)
+    scale = _scales(groups, 7.5)  # half of 15 steps: -8 is used and 7.5 becomes 7
+    values = (groups.float() / scale.float()).round().clamp(-8, 7).to(torch.int32) + 8
+    places = values.reshape(weight.shape[0], -1, 8) << (4 * torch.arange(8, dtype=torch.int32))
+    return places.sum(2, dtype=torch.int32), scale.reshape(weight.shape[0], -1)
+
+
+def _scales(rows: torch.Tensor, steps: float) -> torch.Tensor:
+    """The scale (rows, 1) that makes each row's largest value `steps`; 1 for a row of zeros.
+
+    Rounded to the weight's dtype before it divides, so that what is stored is what was used.
+    """
+    if rows.ndim != 2 or not torch.isfinite(rows).all():
+        raise ValueError("need a finite matrix (out, in)")
+    scale = (rows.float().abs().amax(dim=1, keepdim=True) / steps).to(rows.dtype)
+    return torch.where(scale == 0, torch.ones_like(scale), scale)
+
+
+def quantization_config(bits: int) -> dict[str, Any]:
+    """Return the `quantization_config` of config.json, for 8 or 4 bits."""
+    common: dict[str, Any] = {"num_bits": bits, "type": "int", "symmetric": True}
+    weights = {"strategy": "channel"} if bits == 8 else {"strategy": "group", "group_size": GROUP}
+    group = {"targets": ["Linear"], "weights": common | weights | {"dynamic": False}}
+    if bits == 8:
+        group["input_activations"] = common | {"strategy": "token", "dynamic": True}
     return {
         "quant_method": "compressed-tensors",
-        "format": "int-quantized",
+        "format": "int-quantized" if bits == 8 else "pack-quantized",
         "quantization_status": "compressed",
         "ignore": ["lm_head"],
-        "config_groups": {
-            "group_0": {
-                "targets": ["Linear"],
-                "weights": {**common, "strategy": "channel", "dynamic": False},
-                "input_activations": {**common, "strategy": "token", "dynamic": True},
-            }
-        },
+        "config_groups": {"group_0": group},
     }
 
 
-def quantise(source: Path, target: Path) -> int:
-    """Write the int8 checkpoint of `source` to `target` in one step; return how many matrices were quantised.
+def quantise(source: Path, target: Path, bits: int = 8) -> int:
+    """Write the int8 or int4 checkpoint of `source` to `target` in one step; return how many matrices were quantised.
 
     Raises UserError when `source` is no bf16/fp16/fp32 checkpoint of the Llama family or `target` exists.
     """
@@ -79,7 +101,7 @@ def quantise(source: Path, target: Path) -> int:
                 for name in opened.keys():  # noqa: SIM118 - not a dict
                     tensor = opened.get_tensor(name)
                     if LINEAR.search(name):
-                        tensors[name], tensors[f"{name}_scale"] = to_int8(tensor)
+                        tensors |= _quantised(name, tensor, bits)
                         count += 1
                     else:
                         tensors[name] = tensor
@@ -92,6 +114,15 @@ def quantise(source: Path, target: Path) -> int:
             if path.is_file() and path.suffix != ".safetensors" and path.name != "model.safetensors.index.json":
                 shutil.copyfile(path, folder / path.name)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        config["quantization_config"] = quantization_config()
+        config["quantization_config"] = quantization_config(bits)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return count
+
+
+def _quantised(name: str, weight: torch.Tensor, bits: int) -> dict[str, torch.Tensor]:
+    """The tensors that stand in the checkpoint for a matrix."""
+    if bits == 8:
+        values, scale = to_int8(weight)
+        return {name: values, f"{name}_scale": scale}
+    packed, scale = to_int4(weight)
+    return {f"{name}_packed": packed, f"{name}_scale": scale, f"{name}_shape": torch.tensor(weight.shape)}

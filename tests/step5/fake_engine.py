@@ -30,7 +30,8 @@ class Fake:
     """A running fake; everything may be changed while it runs.
 
     failures: what goes wrong with the next requests, one each: a status; "drop" (closed without a byte); "cut" (closed
-    after two tokens); "silence" (no byte until the client leaves); "huge" (an event of 3 MB); "no usage".
+    after two tokens); "silence" (no byte until the client leaves); "huge" (an event of 3 MB); "no usage"; "page" (a 500
+    that is no JSON).
     answers: after so many requests nothing computes any more, while its server goes on to say that it is well.
     word_bytes: how long the words are. piece: the answer's bytes are written in pieces of this size. end: of an event.
     """
@@ -100,6 +101,8 @@ class Fake:
         self.seen.append(({name.lower(): value for name, value in request.headers.items()}, body))
         call = json.loads(body)
         failure = self.failures.popleft() if self.failures else "silence" if len(self.seen) > self.answers else None
+        if failure == "page":
+            return web.Response(status=500, text="500 Internal Server Error")
         if isinstance(failure, int):
             error = {"message": f"the fake says {failure}", "type": "fake", "param": None, "code": failure}
             return web.json_response({"error": error}, status=failure)
@@ -142,7 +145,7 @@ class Answer:
     async def words(self) -> AsyncIterator[str]:
         """Generate until there are enough, or somebody says stop."""
         fake, most = self.fake, self.call.get("max_tokens") or self.call.get("max_completion_tokens")
-        wanted = fake.tokens if most is None else most
+        wanted = fake.tokens if most is None else int(most)  # 5.0 is an integer in JSON
         abort = fake._abort[self.name]
         for number in range(wanted):
             with suppress(TimeoutError):

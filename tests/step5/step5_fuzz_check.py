@@ -167,5 +167,5 @@ def _spending(rows: list[dict[str, Any]], spent: Mapping[str, float]) -> Iterato
         mine = [row for row in rows if row["name"] == name]
         if abs(sum(row["cost"] for row in mine) - dollars) > 1e-9:
             yield f"the key {name!r} has spent ${dollars}, its accounts say ${sum(row['cost'] for row in mine)}"
-        if mine and mine[0]["cap"] is not None and dollars > mine[0]["cap"]:
+        if mine and mine[0]["cap"] is not None and dollars > mine[0]["cap"] + 1e-9:  # a sum of floats
             yield f"the key {name!r} has spent ${dollars}, more than its cap"

@@ -209,6 +209,14 @@ def test_the_only_engines_500_is_passed_on(gateway: Gateway, engine: Fake) -> No
     assert gateway.rows()[-1]["outcome"] == "engine_error"
 
 
+def test_an_engines_own_error_page_becomes_an_error_in_openais_shape(gateway: Gateway, engine: Fake) -> None:
+    engine.failures.append("page")
+    answer = gateway.chat()
+    assert answer.status_code == 502
+    assert answer.json()["error"]["code"] == "engine_error"
+    assert gateway.rows()[-1]["outcome"] == "engine_error"
+
+
 def test_requests_go_to_the_engine_with_fewer(start: Start, engine: Fake, second: Fake) -> None:
     engine.seconds_per_token = second.seconds_per_token = 0.03
     gateway = start(engine, second, slots=4)
