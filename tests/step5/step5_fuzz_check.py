@@ -91,9 +91,12 @@ def held(before: Look, warm: Look, after: Look) -> Iterator[str]:
             yield f"{name}: {after[name]} after the storm"
     if abs(after["reserved"]) > 1e-9:
         yield f"${after['reserved']} are still reserved"
-    for name in ("free slots", "tasks", "alive"):
+    for name in ("free slots", "tasks"):
         if after[name] != before[name]:
             yield f"{name}: {after[name]} after the storm, {before[name]} before it"
+    # More of anything; fewer are what was not collected yet when it began.
+    if more := {kind: count for kind, count in after["alive"].items() if count > before["alive"].get(kind, 0)}:
+        yield f"alive: {more} after the storm, {before['alive']} before it"
     if after["files"] is not None and after["files"] > before["files"] + SPARE_FILES:
         yield f"open files: {after['files']} after the storm, {before['files']} before it"
     if after["objects"] > warm["objects"] + SPARE_OBJECTS:
