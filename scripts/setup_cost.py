@@ -1,6 +1,6 @@
 """What each step costs to set up: time and disk, the first and the second time.
 
-    .venv/bin/python -m scripts.setup_cost                  # docs/setup.json and README's table, about 15 minutes
+    .venv/bin/python -m scripts.setup_cost                  # docs/setup.json, about 15 minutes; then `make results`
     .venv/bin/python -m scripts.setup_cost --step 1 --step 3     # these; the other rows stay
 
 Each step is cloned into an empty folder and started there by its make command with an empty package cache and an empty

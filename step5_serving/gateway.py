@@ -15,6 +15,7 @@ to see, as an error event in the stream.
 import asyncio
 import time
 import traceback
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -41,7 +42,7 @@ class EngineFailed(Exception):  # noqa: N818  the engine's failure, not ours: an
     """An engine answered with a 5xx while another one is there."""
 
 
-class Endpoint:
+class Endpoint(ABC):
     """The frame around every request that costs something; subclasses `answer`."""
 
     def __init__(self, parts: "Parts", path: str) -> None:
@@ -79,9 +80,9 @@ class Endpoint:
             parts.metrics.in_flight.dec()
             self.settle(exchange, "shutdown", 503)
 
+    @abstractmethod
     async def answer(self, exchange: Exchange, body: bytes, receive: Receive, send: Send) -> None:
         """Answer the request, settling before the last byte; or return, or raise Refusal, without."""
-        raise NotImplementedError
 
     def check_scope(self, exchange: Exchange, model: str) -> None:
         """Raises Refusal 403 for a model that is not the key's to use, whether it exists or not."""

@@ -158,7 +158,7 @@ TABLE: dict[str, Run | Parsed | RunBy | tuple[RunBy, ...]] = {
     "make bench2": Parsed("measures: a minute, and only what an idle machine says counts"),
     "make export STEP=2 TO=~/my-agent NAME=my_agent": EXPORTED,
     # -- step 3 --------------------------------------------------------------------------------------------------------
-    "make step3": RunBy(f"{CLI3}the_demo_answers_rewrites_and_declines", "step3_rag demo"),
+    "make step3": RunBy("tests/step3/test_demo.py::test_the_demo_answers_rewrites_and_declines", "step3_rag demo"),
     "make step3-ui": RunBy(f"{CLI3}ui_opens_the_page_on_the_chosen_collection", " ui "),
     f"{PY} step3_rag --help": HERMETIC,
     f"{PY} step3_rag ingest ~/notes paper.pdf --collection work": Run(real=True, shows="2 added"),

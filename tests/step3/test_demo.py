@@ -1,9 +1,14 @@
 """step3_rag/demo.py: each ending is shown, by another question where the first one ends otherwise.
 
 python -m pytest tests/step3/test_demo.py
+python -m pytest tests/step3/test_demo.py -m real     # `make step3` as it is
 """
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +18,7 @@ from fake_index import passage
 from step3_rag import demo
 from step3_rag.answers import Answer, Citation, Sentence, Step
 
+ROOT = Path(__file__).parents[2]
 RESOURCES: Any = SimpleNamespace(graders={"overlap": None})
 
 
@@ -72,3 +78,23 @@ def test_an_ending_that_none_has_does_not_go_on_for_ever(ends: dict[str, dict[st
     documents = demo.perform(RESOURCES, quiet=True)
     assert len(documents) == len(demo.QUESTIONS["answered"]) + len(demo.QUESTIONS["rewritten"]) + 1
     assert [document["shows"] for document in documents if document["shows"]] == ["declined"]
+
+
+@pytest.mark.real
+def test_the_demo_answers_rewrites_and_declines() -> None:
+    """Needs the embedding and the chat model, and some minutes the first time.
+
+    Whatever adapter, grader or processor there is: each ending is shown by one of its questions.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "step3_rag", "demo", "--json"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    shown = {document["shows"]: document for document in json.loads(done.stdout)}
+    assert set(shown) >= {"answered", "rewritten", "declined"}, done.stdout
+    for ending in ("answered", "rewritten"):
+        assert not shown[ending]["abstained"]
+        assert all(sentence["citations"] for sentence in shown[ending]["sentences"])
+    assert shown["rewritten"]["rewrites"]
+    assert shown["declined"]["abstained"]
+    assert shown["declined"]["reason"]

@@ -1,7 +1,6 @@
 """The program `step3`: the verbs that read and look, as a person uses them, and what it says about mistakes.
 
 python -m pytest tests/step3/test_step3_cli.py
-python -m pytest tests/step3/test_step3_cli.py -m real     # `make step3` as it is
 """
 
 import json
@@ -338,23 +337,3 @@ def test_demo_indexes_asks_and_names_the_page(step3: Any, scripted: list[Path]) 
     assert page.endswith("make step3-ui")
     assert here.endswith('.venv/bin/python -m step3_rag ask "…" --collection encyclopaedia')
     assert json.loads(step3("demo", "--json").out)[-1]["shows"] == "declined"
-
-
-@pytest.mark.real
-def test_the_demo_answers_rewrites_and_declines() -> None:
-    """Needs the embedding and the chat model, and some minutes the first time.
-
-    Whatever adapter, grader or processor there is: each ending is shown by one of its questions.
-    """
-    done = subprocess.run(
-        [sys.executable, "-m", "step3_rag", "demo", "--json"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    shown = {document["shows"]: document for document in json.loads(done.stdout)}
-    assert set(shown) >= {"answered", "rewritten", "declined"}, done.stdout
-    for ending in ("answered", "rewritten"):
-        assert not shown[ending]["abstained"]
-        assert all(sentence["citations"] for sentence in shown[ending]["sentences"])
-    assert shown["rewritten"]["rewrites"]
-    assert shown["declined"]["abstained"]
-    assert shown["declined"]["reason"]

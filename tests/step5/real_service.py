@@ -5,12 +5,14 @@ The fixtures are imported by name. vLLM takes half a minute to start, so one ser
 
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from conftest import Gateway, chat_body, eventually, new_key
 from otlp_collector import Collector
@@ -23,6 +25,13 @@ from step5_serving.service import Options, serve_in_thread
 
 MODEL = "smollm2-135m"
 Row = dict[str, Any]
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
 STARTING = 900.0  # seconds that vLLM may take
 
 
@@ -59,6 +68,13 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> I
             eventually(lambda: parts.engines.slots, STARTING)
             yield Gateway(url, parts, key, home / "step5", http)
     settings.cache_clear()
+
+
+@pytest.fixture
+def client(gateway: Gateway) -> Iterator[openai.OpenAI]:
+    """OpenAI's client, which does not retry."""
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0, timeout=120) as made:
+        yield made
 
 
 def series(gateway: Gateway, *names: str) -> list[float]:
@@ -150,3 +166,21 @@ def lose(gateway: Gateway, fault: Callable[[], None]) -> float:
     begun = [row for row in lost if row["completion"]]  # accounted for with what their clients had
     assert [(row["outcome"], row["estimated"]) for row in begun] == [("engine_lost", 1)] * 2
     return seconds
+
+
+def connection(gateway: Gateway) -> socket.socket:
+    """A connection that takes in little at a time."""
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    made.settimeout(120)
+    made.connect(gateway.address)
+    return made
+
+
+def read_slowly(made: socket.socket, end: bytes, size: int) -> bytes:
+    """What comes, `size` bytes each hundredth of a second, until these bytes are among it."""
+    got = b""
+    while end not in got and (part := made.recv(size)):
+        got += part
+        time.sleep(0.01)
+    return got

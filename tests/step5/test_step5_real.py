@@ -10,12 +10,10 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,21 @@ import pytest
 from conftest import Gateway, chat_body, eventually
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from otlp_collector import Collector, attributes
-from real_service import MODEL, STARTING, collector, counted, gateway, lose, processes, raw_request, running
+from real_service import (
+    MODEL,
+    STARTING,
+    WEATHER,
+    client,
+    collector,
+    connection,
+    counted,
+    gateway,
+    lose,
+    processes,
+    raw_request,
+    read_slowly,
+    running,
+)
 from step5_fuzz_check import Storm
 from step5_fuzz_vllm import send
 
@@ -33,24 +45,11 @@ from step5_serving import engines, supervisor
 from step5_serving.launch import published_adapters
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1500)]
-__all__ = ["collector", "gateway"]  # fixtures
+__all__ = ["client", "collector", "gateway"]  # fixtures
 
 ROOT = Path(__file__).parents[2]
 DEMO = "Is it warmer in Lisbon or Oslo right now, and what is 80 EUR in USD?"  # step 2's
 HELLO: list[Any] = [{"role": "user", "content": "Name three colours."}]
-WEATHER: Any = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    },
-}
-
-
-@pytest.fixture
-def client(gateway: Gateway) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0, timeout=120) as made:
-        yield made
 
 
 def test_the_official_client(client: openai.OpenAI, gateway: Gateway) -> None:
@@ -232,31 +231,17 @@ def test_steps_2_and_3_run_on_it(gateway: Gateway, tmp_path: Path) -> None:
 def test_clients_that_misbehave_under_load(gateway: Gateway) -> None:
     """10 MB, malformed JSON, a wrong key, slow ones, leaving ones: the others notice nothing, accounts are exact."""
 
-    def connection() -> socket.socket:
-        made = socket.socket()
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        made.settimeout(120)
-        made.connect(gateway.address)
-        return made
-
-    def read(made: socket.socket, end: bytes, size: int) -> bytes:
-        got = b""
-        while end not in got and (part := made.recv(size)):
-            got += part
-            time.sleep(0.01)
-        return got
-
     def good() -> bool:
         return gateway.stream("Count.", model=MODEL, max_tokens=30, ignore_eos=True).endswith(b"data: [DONE]\n\n")
 
     def reads_slowly() -> bool:
-        with connection() as made:
+        with connection(gateway) as made:
             made.sendall(raw_request(gateway, stream=True, max_tokens=41))
             eventually(lambda: any(row["completion"] == 41 for row in gateway.rows()), 120)  # done, and none of it read
-            return b"data: [DONE]" in read(made, b"\r\n0\r\n\r\n", 512)
+            return b"data: [DONE]" in read_slowly(made, b"\r\n0\r\n\r\n", 512)
 
     def leaves() -> bool:
-        with connection() as made:
+        with connection(gateway) as made:
             made.sendall(raw_request(gateway, max_tokens=999))
             time.sleep(0.5)  # it has begun
         return True
@@ -268,7 +253,7 @@ def test_clients_that_misbehave_under_load(gateway: Gateway) -> None:
     large = b'{"model": "%s", "messages": "%s"}' % (MODEL.encode(), b"x" * 10_000_000)
     half = raw_request(gateway, max_tokens=5)
     before = len(gateway.log("request"))
-    with connection() as slow, connection() as gone:
+    with connection(gateway) as slow, connection(gateway) as gone:
         for made in (slow, gone):
             made.sendall(half[:-20])
         refusals = [
@@ -281,7 +266,7 @@ def test_clients_that_misbehave_under_load(gateway: Gateway) -> None:
         assert answers == [True] * 11
         gone.close()
         slow.sendall(half[-20:])  # it has held no slot, and is served when it has said what it wants
-        assert b"HTTP/1.1 200" in read(slow, b'"usage"', 65536)
+        assert b"HTTP/1.1 200" in read_slowly(slow, b'"usage"', 65536)
 
     assert Counter(row["outcome"] for row in new) == {"ok": 5, "client_left": 2}
     assert (sum(row["prompt"] for row in new), sum(row["completion"] for row in new)) == (prompt, completion)
