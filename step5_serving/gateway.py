@@ -13,6 +13,7 @@ to see, as an error event in the stream.
 """
 
 import asyncio
+import math
 import time
 import traceback
 from abc import ABC, abstractmethod
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from step5_serving.service import Parts
 
 ATTEMPTS = 3  # at engines, the first one included
+TEMPLATE_TOKENS = 256  # what a chat template may add of its own; ours adds 30 to an empty message, 140 with tools
 LEFT, FIRST_TOKEN = "client_left", "first_token_timeout"
 JSON = [(b"content-type", b"application/json")]
 
@@ -97,9 +99,11 @@ class Endpoint(ABC):
         exchange.price = find_price(model, parts.prices)
         exchange.prompt, exchange.completion = parts.estimates.tokens(model, len(body), most, answers)
         if key.cap is not None and exchange.price is not None:
-            # The cap is strict, so the most it can cost counts, not what it will probably cost.
-            longest = most or parts.engines.models().get(model, {}).get("max_model_len") or exchange.completion
-            exchange.money = exchange.price.cost(exchange.prompt, 0, longest * answers)
+            # The cap is strict, so the most it can cost counts, not what it will probably cost: every byte may be a
+            # token, and neither the prompt nor an answer is longer than the model's context.
+            context = parts.engines.models().get(model, {}).get("max_model_len")
+            prompt = min(len(body) + TEMPLATE_TOKENS, context or math.inf)
+            exchange.money = exchange.price.cost(int(prompt), 0, (most or context or exchange.completion) * answers)
         key.reserve(exchange.prompt + exchange.completion, exchange.money)
         exchange.reserved = True
 

@@ -23,6 +23,7 @@ from typing import Any
 from aiohttp import web
 
 MODEL, ADAPTER = "fake-model", "fake-adapter"
+CONTEXT = 1000  # tokens, what /v1/models says
 
 
 @dataclass(eq=False)
@@ -83,7 +84,7 @@ class Fake:
         return web.Response(text=f'vllm:generation_tokens_total{{engine="0"}} {self.completion_tokens}\n')
 
     async def _models(self, _: web.Request) -> web.Response:
-        cards = [{"id": name, "object": "model", "created": 0, "owned_by": "fake", "max_model_len": 1000}
+        cards = [{"id": name, "object": "model", "created": 0, "owned_by": "fake", "max_model_len": CONTEXT}
                  for name in self.models]  # fmt: skip
         return web.json_response({"object": "list", "data": cards})
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import requests
 from aiohttp import web
-from fake_engine import Answer, Fake, _listening
+from fake_engine import CONTEXT, Answer, Fake, _listening
 from pydantic import ValidationError
 
 from shared.errors import UserError
@@ -47,6 +47,8 @@ class Strict(Fake):
         if any(limit is not None and not 0 < limit <= LONGEST for limit in limits):
             return _refused(f"max_tokens must be 1 to {LONGEST}")
         words = len(str(call.messages if isinstance(call, ChatRequest) else call.prompt).split())
+        if words > CONTEXT:
+            return _refused(f"the prompt is longer than the context of {CONTEXT} tokens")
         name = f"chatcmpl-{identity}" if chat else f"cmpl-{identity}-0"
         self._abort[name] = asyncio.Event()
         self.running += 1

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from step5_serving.limits import Account, Bucket
 from step5_serving.refusals import Refusal
 
-PRICE = '[local]\ndollars_per_hour = 3.6\n[local.models]\n"*" = { prefill_per_second = 1, decode_per_second = 1 }\n'
+# $1 for a million prompt tokens, $1,000 for a million completion tokens.
+PRICE = '[hosted.models]\n"*" = { input = 1, output = 1000 }\n'
 
 
 class Clock:
@@ -63,14 +64,14 @@ def test_a_refusal_by_the_engine_takes_no_tokens(gateway: Gateway, engine: Fake)
 
 
 def test_spending_cap(start: Start, engine: Fake, home: Path) -> None:
-    """At $1,000 per million tokens, 20 tokens cost 2 cents."""
+    """Six tokens of an answer cost 0.6 cents here; what was not used of a reservation is given back."""
     home.mkdir(parents=True)
     (home / "prices.toml").write_text(PRICE)
     gateway = start(engine)
     key = new_key("five cents", cap=0.05)
     account = account_of(gateway, key)
     assert gateway.chat("one two three four", key=key, max_tokens=6).status_code == 200
-    assert account.spent == pytest.approx(0.010)
+    assert account.spent == pytest.approx(0.006004)
     assert account.reserved == 0
     too_long = gateway.chat("one", key=key, max_tokens=60)
     assert too_long.status_code == 429
@@ -81,19 +82,32 @@ def test_spending_cap(start: Start, engine: Fake, home: Path) -> None:
     no_limit = gateway.chat("one", key=key)  # could be as long as the model's context
     assert no_limit.json()["error"]["code"] == "insufficient_quota"
     assert gateway.chat("one", key=key, max_tokens=-1000).status_code == 400  # no way to lower what is reserved
-    assert account.spent == pytest.approx(0.010)
+    assert account.spent == pytest.approx(0.006004)
+
+
+def test_a_prompt_of_more_tokens_than_expected_stays_below_the_cap(start: Start, engine: Fake, home: Path) -> None:
+    """The estimate is a token for four bytes; these have two, and would cost $0.0019."""
+    home.mkdir(parents=True)
+    (home / "prices.toml").write_text(PRICE)
+    gateway = start(engine)
+    key = new_key("a sixth of a cent", cap=0.0017)
+    account = account_of(gateway, key)
+    refused = gateway.chat("a " * 900, key=key, max_tokens=1)
+    assert refused.json()["error"]["code"] == "insufficient_quota"
+    assert gateway.chat("a " * 100, key=key, max_tokens=1).status_code == 200
+    assert account.spent == pytest.approx(0.0011)
 
 
 def test_spending_is_remembered_over_a_restart(start: Start, engine: Fake, home: Path) -> None:
     home.mkdir(parents=True)
     (home / "prices.toml").write_text(PRICE)
     gateway = start(engine)
-    key = new_key("cents", cap=0.06)
+    key = new_key("cents", cap=0.05)
     account_of(gateway, key)
     assert gateway.chat("one two three four", key=key, max_tokens=26, model=ADAPTER).status_code == 200
     gateway.parts.ledger.flush()
     again = start(engine)
-    assert account_of(again, key).spent == pytest.approx(0.030)
+    assert account_of(again, key).spent == pytest.approx(0.026004)
     assert again.chat("one two three four", key=key, max_tokens=26).json()["error"]["code"] == "insufficient_quota"
 
 
