@@ -157,7 +157,7 @@ def export(number: str, target: Path, name: str | None = None) -> list[Path]:
         for path in [*sources, *(f for part in parts for f in ([part] if part.is_file() else _files(part)))]:
             _copy(path, folder)
         for always in ("LICENSE", ".gitignore", "requirements.lock", "tests/test_readme_tables.py", "shared/results.py",
-                        "shared/stats.py", "shared/provenance.py"):  # fmt: skip
+                        "shared/results_pages.py", "shared/stats.py", "shared/provenance.py"):  # fmt: skip
             _copy(REPOSITORY / always, folder)
         (folder / step.folder.name / "README.md").unlink(missing_ok=True)
         _write(folder / "README.md", _readme(step, folder))

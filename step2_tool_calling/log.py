@@ -5,9 +5,10 @@
     sqlite3 -readonly ~/.cache/llm-engineer-roadmap/step2/log.db "select name, status, seconds from calls"
 
 A Recorder watches the loop and writes each event in a transaction of its own. Killed at any moment (kill -9 too), the
-file opens and holds everything up to the last event: tests/step2/test_log.py kills it. Write-ahead logging lets others
-read meanwhile. `synchronous=NORMAL` then costs no disk flush per transaction: what a process wrote survives its death,
-since the kernel has it; a power cut may lose the last seconds but never damages the file (sqlite.org/pragma.html).
+file opens and holds everything up to the last event: tests/step2/test_log_processes.py kills it. Write-ahead logging
+lets others read meanwhile. `synchronous=NORMAL` then costs no disk flush per transaction: what a process wrote survives
+its death, since the kernel has it; a power cut may lose the last seconds but never damages the file
+(sqlite.org/pragma.html).
 
 Secrets are masked before anything is stored (redaction.py), so a replay sees the masks too.
 """

@@ -1,6 +1,6 @@
 """Keep secrets out of what is stored: mask them in every text before it reaches the log.
 
-    python -m pytest tests/step2/test_log.py -k secret      # tries to get one through
+    python -m pytest tests/step2/test_redaction.py      # tries to get one through
 
 A key can come from anywhere: a header that a tool's error quotes, a URL, a question into which somebody pasted it, an
 environment variable that a tool printed. Two nets catch them: the values of this process's own secrets, and the forms

@@ -1,7 +1,7 @@
 """DPO on batches laid out as prefix trees: a chosen and a rejected answer share their prompt, which is computed once.
 
 The loss is that of Rafailov et al., "Direct Preference Optimization", 2023, equation 7; trl's DPOTrainer computes the
-same (tests/step4/test_dpo.py). What is different, for a small machine:
+same (tests/step4/test_dpo_loss.py). What is different, for a small machine:
   - prompt and answers as a tree (collate.py): a pair costs its prompt once, not twice, and tools that several pairs of
     a batch have in common once;
   - logits for the answers only, and fused LoRA products (trainer.py, lora_linear.py);

@@ -5,7 +5,8 @@ python -m pytest tests/test_readme_tables.py     # repair with: python -m shared
 
 from pathlib import Path
 
-from shared.results import outdated, read_results
+from shared.results import read_results
+from shared.results_pages import outdated
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.size import LONGEST_FILE, LONGEST_FUNCTION, Part, measure
+
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = sorted(path.name for path in ROOT.glob("step[0-9]_*"))
 
@@ -22,6 +24,23 @@ def tracked(pattern: str) -> list[Path]:
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     names = listed.stdout.split("\0") if listed.returncode == 0 else [str(p) for p in ROOT.rglob(pattern)]
     return sorted(path for name in names if name and (path := ROOT / name).is_file() and ".venv" not in path.parts)
+
+
+# -- sizes -------------------------------------------------------------------------------------------------------------
+
+
+def test_files_and_functions_can_be_read_in_one_sitting() -> None:
+    parts = measure(tracked("*.py"), ROOT)
+    assert len(parts) > 7
+    assert [part.longest_file for part in parts if part.longest_file[0] > LONGEST_FILE] == []
+    assert [part.longest_function for part in parts if part.longest_function[0] > LONGEST_FUNCTION] == []
+
+
+def test_a_function_is_as_long_as_its_own_lines(tmp_path: Path) -> None:
+    (tmp_path / "part").mkdir()
+    module = tmp_path / "part" / "module.py"
+    module.write_text("def outer():\n    def inner():\n        a = 1\n        return a\n\n    return inner\n")
+    assert measure([module], tmp_path) == [Part("part", 1, 6, (6, "part/module.py"), (3, "outer in part/module.py"))]
 
 
 # -- imports -----------------------------------------------------------------------------------------------------------

@@ -232,6 +232,12 @@ TABLE: dict[str, Run | Parsed | RunBy | tuple[RunBy, ...]] = {
     f"{PY} step4_finetune compare out/step4/eval/A.jsonl out/step4/eval/B.jsonl": RunBy(
         f"{EVAL4}compare_shows_changes_and_items", "compare"
     ),
+    f"{PY} step4_finetune.hand_off tools": Run(
+        real=True, instead=(("tools", "tools --limit 2"),), shows=r"merged, float32: \d of 2"
+    ),
+    f"{PY} step4_finetune.hand_off tools --against http://127.0.0.1:8000/v1": RunBy(
+        "tests/step5/test_step5_real.py::test_an_adapter_of_step_4_says_the_same_on_it", "step4_finetune.hand_off"
+    ),
     f"{PY} step4_finetune report": Run(real=True, shows=r"report\.html"),
     f"{ACCELERATE} step4_finetune/recipes/tools_sft_full.yaml": RunBy(
         "tests/step4/test_distributed.py::test_two_processes_train_as_one_with_the_same_global_batch",

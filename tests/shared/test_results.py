@@ -1,4 +1,4 @@
-"""shared/results.py: the file format, its error messages, number formatting, and the blocks in Markdown.
+"""shared/results.py and results_pages.py: the file format, its errors, formatting, and the blocks in Markdown.
 
 python -m pytest tests/shared/test_results.py
 """
@@ -20,13 +20,12 @@ from shared.results import (
     Row,
     format_metric,
     metric,
-    outdated,
     read_results,
-    render_text,
     results_table,
     settings_table,
     write_results,
 )
+from shared.results_pages import outdated, render_text
 from shared.stats import mean_ci, wilson_ci
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -1,4 +1,4 @@
-"""Calling step 2's program from a test, against a scripted endpoint."""
+"""Calling step 2's program from a test, against a scripted endpoint, and a log without the program."""
 
 import os
 import subprocess
@@ -143,6 +143,19 @@ def start(ask: Any) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where `log` lies."""
+    return tmp_path / "log.db"
+
+
+@pytest.fixture
+def log(path: Path) -> Iterator[Log]:
+    """An empty log of its own, not the one in `home`."""
+    with Log(path) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Calling step 4's program from a test, and the endpoint it talks to."""
+"""Calling step 4's program from a test, the endpoint it talks to, and the adapter that DPO starts from."""
 
 import sys
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from dpo_world import write_adapter
 from harness_world import served_models
 
 from step4_finetune.cli import main
@@ -41,3 +42,9 @@ def served() -> Iterator[Served]:
     """Models over HTTP that know what harness_world.KNOWS says."""
     with served_models() as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def sft(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The adapter that DPO starts from."""
+    return write_adapter(tmp_path_factory.mktemp("sft") / "adapter", tiny_llama)

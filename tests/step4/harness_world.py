@@ -27,6 +27,8 @@ CITIES = ["Oslo", "Lima", "Rome", "Cairo", "Quito", "Bern", "Accra", "Delhi"]
 SONGS = ["rain", "snow", "wind", "sun", "moon", "stars", "hail", "fog"]
 # How many of the eight cities each model says rightly, and how likely it begins a call where none is right.
 KNOWS = {"base": (1, 0.2), "prompt": (2, 0.2), "tuned": (6, 0.3), "SFT": (6, 0.3), "SFT + DPO": (7, 0.3)}
+# Of the tiny Llama that carry its LoRA; (inputs, outputs).
+MATRICES = {"self_attn.q_proj": (64, 64), "self_attn.v_proj": (64, 32), "mlp.down_proj": (96, 64)}
 WEATHER = {
     "name": "get_weather",
     "description": "The weather of a city",
@@ -143,6 +145,7 @@ def install(monkeypatch: pytest.MonkeyPatch, served: Served, folder: Path) -> li
 
 def write_adapter(folder: Path, words: str = "weights") -> Path:
     """A directory that counts as an adapter wherever its matrices are not looked at."""
+
     folder.mkdir(parents=True)
     configuration = {"peft_type": "LORA", "base_model_name_or_path": "smollm2-135m", "r": 4, "lora_alpha": 8}
     (folder / "adapter_config.json").write_text(json.dumps(configuration))
@@ -176,3 +179,26 @@ def write_training(run: Path, data: Path, start: Path | None = None) -> Path:
     (run / "recipe.json").write_text(json.dumps(recipe))
     (run / "training.json").write_text(json.dumps(numbers | {"history": [*history, {"step": 30, "train_loss": 1.0}]}))
     return adapter
+
+
+def write_lora(folder: Path, base: str) -> Path:
+    """A LoRA directory for the tiny Llama as peft writes it, with matrices that matter."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    configuration = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": 4, "lora_alpha": 8,
+        "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
+        "target_modules": [name.split(".")[1] for name in MATRICES],
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(configuration))
+    noise = torch.Generator().manual_seed(4)
+    tensors = {}
+    for layer in range(3):
+        for name, (inputs, outputs) in MATRICES.items():
+            prefix = f"base_model.model.model.layers.{layer}.{name}"
+            tensors[f"{prefix}.lora_A.weight"] = torch.randn(4, inputs, generator=noise) / inputs**0.5
+            tensors[f"{prefix}.lora_B.weight"] = 0.2 * torch.randn(outputs, 4, generator=noise)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder

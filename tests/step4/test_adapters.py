@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from harness_world import install, served_models, write_adapter, write_training
-from safetensors.torch import load_file, save_file
+from harness_world import install, served_models, write_adapter, write_lora, write_training
+from safetensors.torch import load_file
 
 from shared.errors import UserError
 from step4_finetune import adapters
@@ -22,29 +22,6 @@ from step4_finetune.card import card_of
 from step4_finetune.cli import main
 from step4_finetune.columns import adapter_column, base_columns, measure
 from step4_finetune.record import record, record_regressions
-
-MATRICES = {"self_attn.q_proj": (64, 64), "self_attn.v_proj": (64, 32), "mlp.down_proj": (96, 64)}  # in, out
-
-
-def write_lora(folder: Path, base: str) -> Path:
-    """A LoRA directory for the tiny Llama as peft writes it, with matrices that matter."""
-    folder.mkdir(parents=True)
-    configuration = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": 4, "lora_alpha": 8,
-        "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
-        "target_modules": [name.split(".")[1] for name in MATRICES],
-    }  # fmt: skip
-    (folder / "adapter_config.json").write_text(json.dumps(configuration))
-    noise = torch.Generator().manual_seed(4)
-    tensors = {}
-    for layer in range(3):
-        for name, (inputs, outputs) in MATRICES.items():
-            prefix = f"base_model.model.model.layers.{layer}.{name}"
-            tensors[f"{prefix}.lora_A.weight"] = torch.randn(4, inputs, generator=noise) / inputs**0.5
-            tensors[f"{prefix}.lora_B.weight"] = 0.2 * torch.randn(outputs, 4, generator=noise)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    return folder
-
 
 # -- merging -----------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@ The fixtures are imported by name. vLLM takes half a minute to start, so one ser
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ from step5_serving.launch import has_vllm, published_adapters, vllm_launch
 from step5_serving.service import Options, serve_in_thread
 
 MODEL = "smollm2-135m"
+ROOT = Path(__file__).parents[2]
 Row = dict[str, Any]
 WEATHER: Any = {
     "type": "function",
@@ -184,3 +187,20 @@ def read_slowly(made: socket.socket, end: bytes, size: int) -> bytes:
         got += part
         time.sleep(0.01)
     return got
+
+
+def program(gateway: Gateway, folder: Path, **environment: str) -> Callable[..., Any]:
+    """Return what runs another step's program on the gateway, in `folder`, and gives what it says as JSON."""
+    if not (ROOT / "step2_tool_calling").is_dir():
+        pytest.skip("the other steps are not here: this is an exported one")
+    variables = {"OPENAI_BASE_URL": f"{gateway.url}/v1", "OPENAI_API_KEY": gateway.key, "PYTHONPATH": str(ROOT)}
+
+    def run(*arguments: str) -> Any:
+        done = subprocess.run(
+            [sys.executable, "-m", *arguments, "--json"],
+            env=os.environ | variables | environment, cwd=folder, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run

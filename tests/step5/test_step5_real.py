@@ -6,12 +6,9 @@ Takes about four minutes on two cores, most of it vLLM starting twice. The fault
 """
 
 import asyncio
-import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -34,6 +31,7 @@ from real_service import (
     gateway,
     lose,
     processes,
+    program,
     raw_request,
     read_slowly,
     running,
@@ -47,7 +45,6 @@ from step5_serving.launch import published_adapters
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1500)]
 __all__ = ["client", "collector", "gateway"]  # fixtures
 
-ROOT = Path(__file__).parents[2]
 DEMO = "Is it warmer in Lisbon or Oslo right now, and what is 80 EUR in USD?"  # step 2's
 HELLO: list[Any] = [{"role": "user", "content": "Name three colours."}]
 
@@ -174,19 +171,10 @@ def test_vllm_stops_when_the_client_leaves(gateway: Gateway) -> None:
 
 def test_steps_2_and_3_run_on_it(gateway: Gateway, tmp_path: Path) -> None:
     """Their own programs: step 2's demo; then, at the same time, the adapter `tools`, and step 3 with `grader`."""
-    if not (ROOT / "step2_tool_calling").is_dir():
-        pytest.skip("the other steps are not here: this is an exported one")
-    environment = os.environ | {"OPENAI_BASE_URL": f"{gateway.url}/v1", "OPENAI_API_KEY": gateway.key}
-    environment["PYTHONPATH"] = str(ROOT)
+    run = program(gateway, tmp_path)
     known = len(gateway.rows())
     text = "# Rivers\n\nSalmon live in the Amber river.\n\nThe Amber river is 300 kilometres long.\n"
     (tmp_path / "rivers.md").write_text(text, encoding="utf-8")
-
-    def run(*arguments: str) -> Any:
-        command = [sys.executable, "-m", *arguments, "--json"]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
 
     def step2() -> Any:
         return run("step2_tool_calling", "ask", DEMO, "--sandbox")
@@ -223,6 +211,15 @@ def test_steps_2_and_3_run_on_it(gateway: Gateway, tmp_path: Path) -> None:
     new = gateway.rows()[known:]
     assert {row["model"] for row in new} == {"tools", MODEL, "grader"}
     assert {row["outcome"] for row in new} <= {"ok", "client_left"}  # step 2 hangs up on calls that repeat themselves
+
+
+def test_an_adapter_of_step_4_says_the_same_on_it(gateway: Gateway, tmp_path: Path) -> None:
+    """Greedy answers of vLLM beside those of the embedded engine; they part where two tokens are nearly as likely."""
+    endpoint = f"{gateway.url}/v1"
+    run = program(gateway, tmp_path, OPENAI_BASE_URL="")
+    (found,) = run("step4_finetune.hand_off", "tools", "--against", endpoint, "--limit", "12")
+    assert found["agreeing"] >= 0.95 * found["tokens"] > 300, found
+    assert all(difference["gap"] < 0.5 for difference in found["differences"]), found
 
 
 # -- faults ------------------------------------------------------------------------------------------------------------
