@@ -10,16 +10,18 @@ So `openai`, `langchain-openai`, `curl` and everything else that speaks the prot
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shared.config import settings
 from shared.errors import UserError
 from shared.terminal import say
 
 if TYPE_CHECKING:
+    from openai import AsyncStream
+
     from shared.engine import Engine
 
 
@@ -120,3 +122,15 @@ def _remote(base_url: str, key: str, chosen: str | None, role: str | None) -> En
     if bases and chosen not in bases:
         raise UserError(f"{base_url} does not serve {chosen!r}; it lists {', '.join(list(bases)[:8])}")
     return Endpoint(base_url, key, chosen, reason, base=bases.get(chosen, ""))
+
+
+async def hang_up(stream: "AsyncStream[Any]") -> None:
+    """Stop reading an answer in the middle: close its connection, which stops the server, and end its generators here.
+
+    A loop that is only left leaves ten of them suspended, in a cycle. The garbage collector then ends them in whatever
+    thread it happens to run, and beside an embedded engine that prints "async generator already executing".
+    """
+    await stream.close()
+    with suppress(Exception):  # what reading from a closed connection raises is the transport's business
+        async for _ in stream:
+            pass

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from shared.endpoint import hang_up
 from shared.errors import UserError
 from shared.foreign_text import encodable
 from shared.tool_calls import BEGIN
@@ -214,6 +215,7 @@ async def _stream_once(
                     on_text(piece)
                 if until_repeated and _distinct(calls)[1]:
                     finish = "tool_calls"
+                    await hang_up(stream)
                     break
         except (openai.APIConnectionError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise _BrokenStreamError(f"the stream broke off ({type(error).__name__})") from error

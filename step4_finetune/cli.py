@@ -15,7 +15,7 @@ import typer
 
 from shared.terminal import console, print_json, run
 from step4_finetune.cli_data import data
-from step4_finetune.cli_eval import EVALUATION, Json, measuring
+from step4_finetune.cli_eval import EVALUATION, Json, measuring, write_tables
 
 app = typer.Typer(
     help="Teach the embedded model with LoRA and DPO, and measure what that changed.",
@@ -131,7 +131,12 @@ def report(
 
 
 @app.command()
-def demo(json: Json = False) -> None:
+def demo(
+    results: Annotated[
+        Path | None, typer.Option(metavar="FILE", show_default="nowhere", help="Write the table as results JSON.")
+    ] = None,
+    json: Json = False,
+) -> None:
     """Data, base, train, tuned, DPO, report, on a small scale: what `make step4` runs.
 
     Example: step4 demo
@@ -140,6 +145,8 @@ def demo(json: Json = False) -> None:
     from step4_finetune.tables import change_line, print_table
 
     found = Pipeline().run()
+    if results is not None:
+        write_tables(results, {"bfcl": found.table})
     if json:
         return print_json(asdict(found))
     out = console()

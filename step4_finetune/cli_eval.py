@@ -87,7 +87,7 @@ def eval_verb(
     record = read_record(output)
     tables = {task: entries_of(record, task) for task in asked}
     if results is not None:
-        _write_results(results, tables, rows)
+        write_tables(results, tables, rows)
     if json:
         regressions = {"regressions": record["regressions"]} if general else {}
         return print_json({task: [asdict(entry) for entry in table] for task, table in tables.items()} | regressions)
@@ -143,7 +143,8 @@ def _general(adapters: Sequence[str], output: Path, model: str | None, limit: in
     return rows
 
 
-def _write_results(path: Path, tables: "dict[str, list[Entry]]", general: "list[Row]") -> None:
+def write_tables(path: Path, tables: "dict[str, list[Entry]]", general: "Sequence[Row]" = ()) -> None:
+    """Write the tables, by task, as one results file (shared/results.py); the command is this program's."""
     from shared.results import write_results
 
     rows: list[Any] = [
@@ -155,7 +156,7 @@ def _write_results(path: Path, tables: "dict[str, list[Entry]]", general: "list[
     write_results(
         path,
         command=shlex.join(["step4", *sys.argv[1:]]),
-        rows=rows + general,
+        rows=[*rows, *general],
         n=counts.pop() if len(counts) == 1 else None,
         packages=("torch", "openai", "xgrammar"),
     )

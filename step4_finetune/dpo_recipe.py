@@ -49,6 +49,7 @@ class DpoRecipe(Recipe):
             raise UserError(f"adapter={self.extra.adapter}: no LoRA adapter is there; train it first")
         config: LoraConfig = LoraConfig.from_pretrained(self.extra.adapter)
         config.inference_mode = False
+        config.base_model_name_or_path = None  # peft warns when a directory stands for the catalog name in it
         return config
 
     def fingerprint(self) -> dict[str, Any]:

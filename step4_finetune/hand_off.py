@@ -16,7 +16,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,7 +35,7 @@ REFERENCE = "embedded engine, float32"
 MOST_TOKENS = 160  # of an answer
 AT_ONCE = 4
 EMBEDDED = {"merged": "merged, float32", "int4": "embedded engine, int4"}
-SPECIAL = re.compile(r"<\|\w+\|>|</s>|")
+SPECIAL = re.compile(r"<\|\w+\|>|</s>|")  # also as an empty text
 
 
 @dataclass(frozen=True)
@@ -140,25 +140,37 @@ def measure(adapter: Path, items: "Sequence[Item]", against: Sequence[str], api_
 
     Raises UserError as `answers` does, and when the adapter or its base cannot be loaded.
     """
-    from step4_finetune.adapters import merge, read_configuration
+    from step4_finetune.adapters import read_configuration
 
     base, name = str(read_configuration(adapter)["base_model_name_or_path"]), adapter.name
     for other in against:  # now, not after a minute of work
         if other not in EMBEDDED:
             _must_serve(other, api_key, name)
     with _embedded(base, [adapter], "float32") as url:
-        reference = _ask(url, "unused", name, items, REFERENCE)
+        reference = _ask(url, api_key, name, items, REFERENCE)
     found = []
     for other in against:
-        with ExitStack() as stack:
-            url, key, title = other, api_key, EMBEDDED.get(other, other)
-            if other == "merged":
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                url, key = stack.enter_context(_embedded(str(merge(adapter, folder / name, base)), [], "float32")), ""
-            elif other == "int4":
-                url, key = stack.enter_context(_embedded(base, [adapter], "int4")), ""
-            found.append(compare(title, reference, _ask(url, key or "unused", name, items, title)))
+        title = EMBEDDED.get(other, other)
+        with _serving(other, base, adapter) as url:
+            found.append(compare(title, reference, _ask(url, api_key, name, items, title)))
     return found
+
+
+@contextmanager
+def _serving(other: str, base: str, adapter: Path) -> Iterator[str]:
+    """Yield the base URL of what the reference is compared with."""
+    from step4_finetune.adapters import merge
+
+    if other == "merged":
+        with tempfile.TemporaryDirectory() as folder:
+            merged = merge(adapter, Path(folder) / adapter.name, base)
+            with _embedded(str(merged), [], "float32") as url:
+                yield url
+    elif other == "int4":
+        with _embedded(base, [adapter], "int4") as url:
+            yield url
+    else:
+        yield other
 
 
 def _must_serve(url: str, api_key: str, model: str) -> None:

@@ -34,8 +34,8 @@ RECIPES = Path(__file__).parent / "recipes"
 #   answers for DPO      PROMPTS × ANSWERS                              1.5 min
 #   evaluation           four columns, LIMIT of each of 5 categories    5.5 min
 MODEL = "smollm2-135m"
-TASK, LIMIT = "bfcl", 20
-PROMPTS, ANSWERS = 80, 4
+TASK, LIMIT = "bfcl", 12
+PROMPTS, ANSWERS = 50, 4
 SFT, DPO = "SFT", "SFT + DPO"  # labels of the columns
 
 

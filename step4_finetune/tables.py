@@ -43,11 +43,13 @@ def print_table(task: str, table: "Sequence[Entry]") -> None:
     from shared.results import format_metric
 
     out = console()
-    shown = Table(title=f"{task}, n = {max(entry.n for entry in table)}", title_justify="left", box=None)
-    shown.add_column("")
+    title = f"{task}, n = {max(entry.n for entry in table)}"
+    shown = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    names = list(dict.fromkeys(n for entry in table for n, cell in entry.row.items() if _is_figure(n, cell)))
+    shown.add_column("", min_width=max(map(len, names)))  # a name is never cut; columns wrap instead
     for entry in table:
         shown.add_column(entry.label, justify="right")
-    for name in dict.fromkeys(name for entry in table for name, cell in entry.row.items() if _is_figure(name, cell)):
+    for name in names:
         shown.add_row(name, *(_cell(format_metric(entry.row.get(name))) for entry in table))
     thresholds = ["always" if entry.threshold == 0 else f"p ≥ {entry.threshold:g}" for entry in table]
     shown.add_row("yes from" if table[0].strategy == "choice" else "calls from", *thresholds)

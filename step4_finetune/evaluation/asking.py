@@ -9,6 +9,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
+from shared.endpoint import hang_up
 from shared.errors import UserError
 from shared.tool_calls import BEGIN
 from step4_finetune.evaluation.task import Answer, Item, Run
@@ -131,6 +132,7 @@ async def _read_stream(stream: Any) -> list[dict[str, str]] | None:
                         call["arguments"] += part.function.arguments or ""
                 calls, repeats = distinct(list(parts.values()))
                 if repeats:
+                    await hang_up(stream)
                     return calls
         except (openai.APIConnectionError, json.JSONDecodeError, UnicodeDecodeError):
             return None

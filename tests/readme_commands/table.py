@@ -82,6 +82,7 @@ TABLE: dict[str, Run | Parsed | RunBy | tuple[RunBy, ...]] = {
     "make test": RunBy(CI, "make test"),
     "make test-real": RunBy(CI, "make test-real"),
     "make results": RunBy("tests/shared/test_results.py::test_check_fails_until_rendered", "shared.results render"),
+    ".venv/bin/python -m scripts.size": Run(shows="lines in"),
     "make lock": Parsed("resolves against the registry and replaces requirements.lock; test_drift.py resolves, too"),
     "make drift": (
         RunBy("tests/test_drift.py::test_help_has_examples_and_a_wrong_check_is_bad_usage", "scripts.drift"),
@@ -266,6 +267,7 @@ TABLE: dict[str, Run | Parsed | RunBy | tuple[RunBy, ...]] = {
         "tests/step5/test_serving_ledger.py::test_usage_by_key_model_and_day", "/v1/usage"
     ),
     "make bench5": BENCH,
+    "make fuzz5": RunBy("tests/step5/test_serving_fuzz.py::test_after_a_storm_everything_adds_up", "step5_fuzz"),
     f"{PY} step5_serving bench --targets embedded,embedded+gateway": (
         BENCH,
         RunBy("tests/step5/test_bench.py::test_what_cannot_be_measured_is_refused", "bench --targets embedded"),

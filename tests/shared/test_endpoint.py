@@ -1,18 +1,22 @@
 """connect(): embedded or remote, chosen by one variable, with clear errors."""
 
+import asyncio
+import gc
 import http.server
 import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import AsyncGeneratorType
 
 import httpx
+import openai
 import pytest
 from tiny_adapter import TARGETS, make_adapter
 
 from shared import endpoint as endpoint_module
 from shared.config import settings
-from shared.endpoint import connect, published_adapter
+from shared.endpoint import Endpoint, connect, hang_up, published_adapter
 from shared.errors import UserError
 from shared.openai_server import is_loopback, listen
 
@@ -127,3 +131,29 @@ def test_a_remote_endpoint_that_lists_the_adapter_answers_with_it(
         assert endpoint.model == "big"
     with connect("big", role="small", quiet=True) as endpoint:
         assert endpoint.model == "big"
+
+
+def test_hanging_up_leaves_nothing_of_the_client_suspended(tiny_llama: Path) -> None:
+    def suspended() -> list[str]:
+        found = [thing for thing in gc.get_objects() if type(thing) is AsyncGeneratorType]
+        client = [one for one in found if {"openai", "httpx"} & set(Path(one.ag_code.co_filename).parts)]
+        return [one.__qualname__ for one in client if one.ag_frame is not None]
+
+    async def ask(endpoint: Endpoint) -> None:
+        async with openai.AsyncOpenAI(base_url=endpoint.base_url, api_key=endpoint.api_key) as client:
+            stream = await client.chat.completions.create(
+                model=endpoint.model, messages=[{"role": "user", "content": "Hi"}], max_tokens=100, stream=True
+            )
+            async for _ in stream:
+                assert suspended() != []
+                await hang_up(stream)
+                break
+            await asyncio.sleep(0.01)  # the one of the loop above is ended by the event loop, in its next turn
+            assert suspended() == []
+
+    gc.disable()  # what is left over must not be tidied up before it is seen
+    try:
+        with connect(str(tiny_llama), quiet=True) as endpoint:
+            asyncio.run(ask(endpoint))
+    finally:
+        gc.enable()
