@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 RECIPES = Path(__file__).parent / "recipes"
 
-# What fits into 20 minutes on 2 CPU cores, at 275 trained tokens a second and 0.5 to 1.3 s per question asked:
-#   training examples    data_files.QUICK_EXAMPLES, two epochs          9 min
-#   DPO                  at most PROMPTS pairs, reference included      2 min
-#   answers for DPO      PROMPTS × ANSWERS                              1.5 min
-#   evaluation           four columns, LIMIT of each of 5 categories    5.5 min
+# What fits into 20 minutes on 2 CPU cores without bfloat16, 18.8 as measured (results/quick.json):
+#   evaluation           four columns, LIMIT of each of 5 categories    4.8 min
+#   training examples    data_files.QUICK_EXAMPLES, one epoch           9.3 min
+#   answers for DPO      PROMPTS × ANSWERS                              2.2 min with 60 prompts
+#   DPO                  at most PROMPTS pairs, reference included      2.4 min with 43 pairs
 MODEL = "smollm2-135m"
 TASK, LIMIT = "bfcl", 12
 PROMPTS, ANSWERS = 50, 4

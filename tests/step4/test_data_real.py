@@ -9,7 +9,7 @@ import pytest
 from shared import bfcl
 from step4_finetune import data_build, real_data
 from step4_finetune.decontaminate import evaluation
-from step4_finetune.examples import problem, write_jsonl
+from step4_finetune.examples import Example, problem, write_jsonl
 
 FUNCTION = {
     "name": "get_weather",
@@ -61,12 +61,20 @@ def test_live_items_become_examples_and_long_or_foreign_ones_do_not(monkeypatch:
     assert found.calls() == [("get_weather", {"city": "Oslo"})]
 
 
+@pytest.fixture(scope="module")
+def default_build() -> tuple[list[Example], data_build.Report]:
+    """Takes half a minute."""
+    return data_build.build(1)
+
+
 @pytest.mark.real
-def test_the_default_build_is_clean_mixed_short_and_reproducible(tmp_path: Path) -> None:
+def test_the_default_build_is_clean_mixed_short_and_reproducible(
+    default_build: tuple[list[Example], data_build.Report], tmp_path: Path
+) -> None:
     from shared.models import resolve
     from shared.tokenizer import ChatTokenizer
 
-    built, report = data_build.build(1)
+    built, report = default_build
     counted = data_build.stats(built, ChatTokenizer(resolve("smollm2-135m")))
     assert 3500 < counted["examples"] < 4200
     assert 0.25 <= counted["no_call_share"] <= 0.32
@@ -85,8 +93,10 @@ def test_the_default_build_is_clean_mixed_short_and_reproducible(tmp_path: Path)
 
 
 @pytest.mark.real
-def test_the_unseen_tool_split_shares_no_tool_with_the_training_set() -> None:
+def test_the_unseen_tool_split_shares_no_tool_with_the_training_set(
+    default_build: tuple[list[Example], data_build.Report],
+) -> None:
     unseen = data_build.held_out(1)
-    trained = {tool["function"]["name"] for example in data_build.build(1)[0] for tool in example.tools}
+    trained = {tool["function"]["name"] for example in default_build[0] for tool in example.tools}
     assert 280 <= len(unseen) <= 330
     assert not {tool["function"]["name"] for example in unseen for tool in example.tools} & trained
