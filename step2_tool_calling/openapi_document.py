@@ -19,7 +19,6 @@ from step2_tool_calling.tool import ToolError
 Document = dict[str, Any]
 
 MAX_ERROR = 400  # characters
-MAX_ENTRIES = 20_000  # of a mapping; GitHub's document, among the largest, has 2,000 in one
 
 
 async def load_document(source: str, client: Client) -> tuple[Document, str]:
@@ -88,12 +87,6 @@ def _yaml(text: str) -> Any:
             first: [(tag, pattern) for tag, pattern in pairs if tag.rpartition(":")[2] not in ("timestamp", "bool")]
             for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
-
-        def flatten_mapping(self, node: Any) -> None:
-            """Refuse "<<" (merge) keys that grow: a few lines of them can stand for billions of entries."""
-            super().flatten_mapping(node)
-            if len(node.value) > MAX_ENTRIES:
-                raise yaml.YAMLError(f"a mapping has more than {MAX_ENTRIES:,} entries")
 
     Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|false|True|False)$"), list("tfTF"))
     try:

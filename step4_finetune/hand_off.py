@@ -135,8 +135,8 @@ def questions(limit: int) -> "list[Item]":
 
 
 def measure(adapter: Path, items: "Sequence[Item]", against: Sequence[str], api_key: str) -> list[Agreement]:
-    """Ask the reference, then everything in `against`: "merged", "int4", or the base URL of a server that lists the
-    adapter by its directory's name.
+    """Ask the reference, then everything in `against`: "merged", "int4", or URL or NAME=URL, the base URL of a server
+    that lists the adapter by its directory's name.
 
     Raises UserError as `answers` does, and when the adapter or its base cannot be loaded.
     """
@@ -145,15 +145,21 @@ def measure(adapter: Path, items: "Sequence[Item]", against: Sequence[str], api_
     base, name = str(read_configuration(adapter)["base_model_name_or_path"]), adapter.name
     for other in against:  # now, not after a minute of work
         if other not in EMBEDDED:
-            _must_serve(other, api_key, name)
+            _must_serve(_named(other)[1], api_key, name)
     with _embedded(base, [adapter], "float32") as url:
         reference = _ask(url, api_key, name, items, REFERENCE)
     found = []
     for other in against:
-        title = EMBEDDED.get(other, other)
-        with _serving(other, base, adapter) as url:
+        title, url = _named(other)
+        with _serving(url, base, adapter) as url:
             found.append(compare(title, reference, _ask(url, api_key, name, items, title)))
     return found
+
+
+def _named(other: str) -> tuple[str, str]:
+    """The title and the rest of "merged", URL or NAME=URL."""
+    name, _, url = other.partition("=")
+    return (name, url) if "://" in url and "://" not in name else (EMBEDDED.get(other, other), other)
 
 
 @contextmanager
@@ -211,8 +217,8 @@ def main(
     against: Annotated[
         list[str] | None,
         typer.Option("--against", metavar="WHAT", show_default="merged, int4",
-                     help="merged, int4 (both in the embedded engine), or a server's /v1 that lists the adapter by its "
-                     "name (key: OPENAI_API_KEY); repeatable."),
+                     help="merged, int4 (both in the embedded engine), or [NAME=]URL, a server's /v1 that lists the "
+                     "adapter by its name (key: OPENAI_API_KEY); repeatable."),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Questions.")] = 50,
     show: Annotated[int, typer.Option(min=0, help="Differences to print of each.")] = 3,

@@ -267,7 +267,9 @@ TABLE: dict[str, Run | Parsed | RunBy | tuple[RunBy, ...]] = {
         "tests/step5/test_serving_ledger.py::test_usage_by_key_model_and_day", "/v1/usage"
     ),
     "make bench5": BENCH,
-    "make fuzz5": Parsed("half an hour; tests/step5/test_serving_fuzz.py makes the same storm of a few hundred requests"),
+    "make fuzz5": Parsed(
+        "half an hour; tests/step5/test_serving_fuzz.py makes the same storm of a few hundred requests"
+    ),
     f"{PY} step5_serving bench --targets embedded,embedded+gateway": (
         BENCH,
         RunBy("tests/step5/test_bench.py::test_what_cannot_be_measured_is_refused", "bench --targets embedded"),

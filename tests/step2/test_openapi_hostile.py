@@ -166,13 +166,13 @@ def test_aliases_cannot_explode(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_merge_keys_cannot_explode(tmp_path: Path) -> None:
+    """Half a kilobyte that PyYAML before 6.0.4 writes out as 86 million entries."""
     levels = "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 9))
     path = tmp_path / "api.yaml"
-    path.write_text(yaml_document(before=f"a0: &a0 {{a: 1, b: 2}}\n{levels}"))
-    with pytest.raises(UserError, match="neither JSON nor YAML: a mapping has more than"):
-        load(path)
-    path.write_text(yaml_document("<<: *a0", before="a0: &a0 {summary: Shared}\n"))
+    path.write_text(yaml_document("<<: *a8", before=f"a0: &a0 {{summary: Shared, tags: [a]}}\n{levels}"))
+    begun = time.perf_counter()
     assert load(path)["op"].description == "Shared"
+    assert time.perf_counter() - begun < 5
 
 
 def test_server_variables_cannot_explode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,8 +53,8 @@ def test_merged_it_says_the_same_and_with_a_wrong_sign_it_does_not(tiny_llama: P
     texts = ["How many boats?", "Count the boats in Oslo.", "Who are you?", "And in Rome?", "Boats, please.", "No."]
     items = [Item(text, "boats", [{"role": "user", "content": text}], None, [TOOL]) for text in texts]
     with serve(load_engine(str(tiny_llama), [wrong], dtype="float32", quiet=True)) as url:
-        merged, quantised, other = measure(adapter, items, ["merged", "int4", url], "unused")
-    assert [merged.system, quantised.system, other.system] == ["merged, float32", "embedded engine, int4", url]
+        merged, quantised, other = measure(adapter, items, ["merged", "int4", f"wrong sign={url}"], "unused")
+    assert [merged.system, quantised.system, other.system] == ["merged, float32", "embedded engine, int4", "wrong sign"]
     assert merged.tokens == other.tokens == 48
     assert merged.identical >= 4
     assert all(difference.gap < 0.05 for difference in merged.differences)
