@@ -67,7 +67,8 @@ results: .venv/.dev  ## re-render the README tables from results/*.json
 read: .venv/.dev  ## the repository as a book, each lesson beside its code: out/read/index.html
 	@$(PY) -m scripts.read
 
-lock: .venv/bin/uv  ## put what the pyproject files ask for into requirements.lock, the rest as it is (make drift looks ahead)
+lock:  ## put what the pyproject files ask for into requirements.lock, the rest as it is (make drift looks ahead)
+	@scripts/setup.sh uv
 	@env -u UV_FIND_LINKS -u PIP_FIND_LINKS .venv/bin/uv pip compile --quiet --universal --python-version 3.11 \
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate --no-emit-package llm-roadmap-shared --all-extras \
 	  pyproject.toml shared/pyproject.toml step*/pyproject.toml --output-file requirements.lock
@@ -86,10 +87,6 @@ clean:  ## remove build leftovers and ./out
 
 distclean: clean  ## also remove .venv (downloaded models stay in LLM_ROADMAP_HOME)
 	@rm -rf .venv
-
-# Not .venv/.dev: that installs by the old lock, which a new lower bound may contradict.
-.venv/bin/uv:
-	@scripts/setup.sh dev
 
 # A stamp is newer than what it was made from, or the set-up runs again (seconds when nothing changed).
 .venv/.%: requirements.lock pyproject.toml shared/pyproject.toml $(wildcard step*/pyproject.toml) scripts/setup.sh

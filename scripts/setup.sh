@@ -2,6 +2,7 @@
 # Create or complete .venv with the locked packages of the given projects, then remember that it is done.
 #   scripts/setup.sh step1                shared + step1_foundations
 #   scripts/setup.sh dev                  shared, every step, and the developers' tools
+#   scripts/setup.sh uv                   only uv, for make lock: a new lower bound may contradict the old lock
 # A run that was interrupted is simply run again: uv installs what is missing, and the stamp comes last.
 set -eu
 cd "$(dirname "$0")/.."
@@ -36,6 +37,7 @@ fi
 if ! .venv/bin/uv --version 2>/dev/null | grep -q "$UV_VERSION"; then
     attempt .venv/bin/python -m pip install --quiet --disable-pip-version-check "uv==$UV_VERSION"
 fi
+[ "$*" != uv ] || exit 0
 
 # Step 5's engine is vLLM, which there is for Linux: its CPU build, or where an NVIDIA driver is loaded the CUDA one.
 engine=""

@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 
+from shared.errors import UserError
 from shared.provenance import output_of
 from shared.terminal import console, print_json, run
 
@@ -37,8 +38,10 @@ class Part:
 
 
 def tracked_files(root: Path = ROOT) -> list[Path]:
-    """The Python files that git tracks or would add."""
-    listed = output_of(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.py"], root) or ""
+    """The Python files that git tracks or would add. Raises UserError outside a git checkout."""
+    listed = output_of(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.py"], root)
+    if listed is None:
+        raise UserError(f"{root} is no git checkout")
     return sorted(path for name in listed.split("\0") if name and (path := root / name).is_file())
 
 

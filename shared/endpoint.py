@@ -125,10 +125,11 @@ def _remote(base_url: str, key: str, chosen: str | None, role: str | None) -> En
 
 
 async def hang_up(stream: "AsyncStream[Any]") -> None:
-    """Stop reading an answer in the middle: close its connection, which stops the server, and end its generators here.
+    """Stop reading an answer in the middle: close its connection, which makes the server stop generating, and end
+    its generators here.
 
-    A loop that is only left leaves ten of them suspended, in a cycle. The garbage collector then ends them in whatever
-    thread it happens to run, and beside an embedded engine that prints "async generator already executing".
+    A loop that is only left leaves several of them suspended, in a cycle. The garbage collector then ends them in
+    whatever thread it runs, and beside an embedded engine that prints "async generator already executing".
     """
     await stream.close()
     with suppress(Exception):  # what reading from a closed connection raises is the transport's business

@@ -145,8 +145,13 @@ def demo(
     from step4_finetune.tables import change_line, print_table
 
     found = Pipeline().run()
+    minutes = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in found.seconds.items())
+    minutes = f"minutes: {minutes}; together {sum(found.seconds.values()) / 60:.1f}"
     if results is not None:
-        write_tables(results, {"bfcl": found.table})
+        gains = [f"{e.label} against {e.baseline}: {change_line(c)}" for e in found.table for c in e.changes]
+        preferred = [f"SFT + DPO against SFT: {change_line(found.preferred)}"] if found.preferred else []
+        notes = [minutes, f"{found.pairs} pairs", *gains, *preferred]
+        write_tables(results, {"bfcl": found.table}, notes="\n".join(notes))
     if json:
         return print_json(asdict(found))
     out = console()
@@ -154,8 +159,7 @@ def demo(
     if found.preferred is not None:
         out.print(f"\nSFT + DPO against SFT, {found.pairs} pairs", style="bold")
         out.print(f"  {change_line(found.preferred)}", markup=False)
-    minutes = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in found.seconds.items())
-    out.print(f"\nminutes: {minutes}; together {sum(found.seconds.values()) / 60:.1f}", markup=False)
+    out.print(f"\n{minutes}", markup=False)
     out.print(f"report: {found.report.resolve().as_uri()}", markup=False, soft_wrap=True)
     return None
 

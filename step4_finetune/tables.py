@@ -46,7 +46,7 @@ def print_table(task: str, table: "Sequence[Entry]") -> None:
     title = f"{task}, n = {max(entry.n for entry in table)}"
     shown = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     names = list(dict.fromkeys(n for entry in table for n, cell in entry.row.items() if _is_figure(n, cell)))
-    shown.add_column("", min_width=max(map(len, names)))  # a name is never cut; columns wrap instead
+    shown.add_column("", min_width=max(map(len, names), default=0))  # a name is never cut; columns wrap instead
     for entry in table:
         shown.add_column(entry.label, justify="right")
     for name in names:

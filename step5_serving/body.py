@@ -78,10 +78,11 @@ def understand(body: bytes) -> Call:
     if not isinstance(model, str) or not model:
         raise invalid("model: name the model to use (GET /v1/models lists them).")
     stream = _field(document, "stream", bool) or False
-    most = _field(document, "max_completion_tokens", int)
-    most = _field(document, "max_tokens", int) if most is None else most
-    if most is not None and most < 0:  # it would lower the reservation of the spending cap
+    limits = [_field(document, name, int) for name in ("max_tokens", "max_completion_tokens")]
+    given = [limit for limit in limits if limit is not None]
+    if any(limit < 0 for limit in given):  # it would lower the reservation of the spending cap
         raise invalid("max_tokens must not be negative.")
+    most = max(given, default=None)  # which of two counts depends on the route and the engine
     prompts = _prompts(document.get("prompt"))
     answers = max(1, _field(document, "n", int) or 1)
     if answers > 128:  # OpenAI's limit. Estimates a million times the others' would drown these in admission's sums.

@@ -49,7 +49,7 @@ class Embeddings(Endpoint):
             raise invalid(f"input: give 1 to {MOST_TEXTS} texts.")
         exchange.call = Call(MODEL, False, 0, 1, 1, False, b"")
         exchange.known = True
-        self.reserve(exchange, body, MODEL, 0, 1)
+        self.reserve(exchange, body, MODEL, 0, 1, len(texts))
         if self._waiting and self._waiting + len(texts) > MOST_WAITING:
             raise Refusal(429, "queue_full", f"{self._waiting} texts are waiting; try again later.", retry_after=5)
         self._waiting += len(texts)

@@ -92,17 +92,22 @@ class Endpoint(ABC):
         if not exchange.key.may_use(model):
             raise Refusal(403, "model_not_allowed", f"This key may not use the model {model[:100]!r}.")
 
-    def reserve(self, exchange: Exchange, body: bytes, model: str, most: int | None, answers: int) -> None:
-        """Check the key's limits and take what the request will probably use. Raises Refusal 429."""
+    def reserve(
+        self, exchange: Exchange, body: bytes, model: str, most: int | None, answers: int, prompts: int
+    ) -> None:
+        """Check the key's limits and take what the request will probably use. Raises Refusal 429.
+
+        most: tokens of one answer, as asked. answers: to all prompts together.
+        """
         key, parts = exchange.key, self.parts
         assert key is not None
         exchange.price = find_price(model, parts.prices)
         exchange.prompt, exchange.completion = parts.estimates.tokens(model, len(body), most, answers)
         if key.cap is not None and exchange.price is not None:
             # The cap is strict, so the most it can cost counts, not what it will probably cost: every byte may be a
-            # token, and neither the prompt nor an answer is longer than the model's context.
+            # token, and neither a prompt nor an answer is longer than the model's context.
             context = parts.engines.models().get(model, {}).get("max_model_len")
-            prompt = min(len(body) + TEMPLATE_TOKENS, context or math.inf)
+            prompt = min(len(body) + TEMPLATE_TOKENS, context * prompts if context else math.inf)
             exchange.money = exchange.price.cost(int(prompt), 0, (most or context or exchange.completion) * answers)
         key.reserve(exchange.prompt + exchange.completion, exchange.money)
         exchange.reserved = True
@@ -181,7 +186,7 @@ class Completions(Endpoint):
         self.check_scope(exchange, call.model)
         parts.engines.choose(call.model)  # is there one? 404 or 503 before anything is reserved
         exchange.known = True
-        self.reserve(exchange, body, call.model, call.most, call.answers)
+        self.reserve(exchange, body, call.model, call.most, call.answers, call.prompts)
         assert exchange.key is not None
         ticket = exchange.ticket = parts.admission.enter(
             exchange.key.id, exchange.prompt + exchange.completion, exchange.completion

@@ -236,7 +236,7 @@ TABLE: dict[str, Run | Parsed | RunBy | tuple[RunBy, ...]] = {
     f"{PY} step4_finetune.hand_off tools": Run(
         real=True, instead=(("tools", "tools --limit 2"),), shows=r"merged, float32: \d of 2"
     ),
-    f"{PY} step4_finetune.hand_off tools --against http://127.0.0.1:8000/v1": RunBy(
+    f"{PY} step4_finetune.hand_off tools --against http://127.0.0.1:8080/v1": RunBy(
         "tests/step5/test_step5_real.py::test_an_adapter_of_step_4_says_the_same_on_it", "step4_finetune.hand_off"
     ),
     f"{PY} step4_finetune report": Run(real=True, shows=r"report\.html"),

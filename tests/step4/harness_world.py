@@ -145,7 +145,6 @@ def install(monkeypatch: pytest.MonkeyPatch, served: Served, folder: Path) -> li
 
 def write_adapter(folder: Path, words: str = "weights") -> Path:
     """A directory that counts as an adapter wherever its matrices are not looked at."""
-
     folder.mkdir(parents=True)
     configuration = {"peft_type": "LORA", "base_model_name_or_path": "smollm2-135m", "r": 4, "lora_alpha": 8}
     (folder / "adapter_config.json").write_text(json.dumps(configuration))

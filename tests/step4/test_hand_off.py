@@ -38,9 +38,11 @@ def test_an_answer_counts_up_to_the_first_difference() -> None:
         Difference("b", "fourfive", "sixseven", "6seven", 0.25),
         Difference("c", "eight", "nine", "", 1.0),
     ]
-    longer = compare("other", {"c": said("eight")}, {"c": said("eight nine")})
-    assert longer.agreeing == 1
-    assert longer.differences == [Difference("c", "eight", "", "nine", 0.0)]
+    ended = compare("other", {"c": Said(["eight"], [1.0, 7.5])}, {"c": said("eight nine")})
+    assert ended.agreeing == 1
+    assert ended.differences == [Difference("c", "eight", "", "nine", 7.5)]  # it was sure of its end
+    cut_off = compare("other", {"c": said("eight")}, {"c": said("eight nine")})
+    assert cut_off.differences == [Difference("c", "eight", "", "nine", None)]
 
 
 def test_merged_it_says_the_same_and_with_a_wrong_sign_it_does_not(tiny_llama: Path, tmp_path: Path) -> None:
@@ -53,11 +55,11 @@ def test_merged_it_says_the_same_and_with_a_wrong_sign_it_does_not(tiny_llama: P
     texts = ["How many boats?", "Count the boats in Oslo.", "Who are you?", "And in Rome?", "Boats, please.", "No."]
     items = [Item(text, "boats", [{"role": "user", "content": text}], None, [TOOL]) for text in texts]
     with serve(load_engine(str(tiny_llama), [wrong], dtype="float32", quiet=True)) as url:
-        merged, quantised, other = measure(adapter, items, ["merged", "int4", f"wrong sign={url}"], "unused")
-    assert [merged.system, quantised.system, other.system] == ["merged, float32", "embedded engine, int4", "wrong sign"]
+        merged, other = measure(adapter, items, ["merged", f"wrong sign={url}"], "unused")
+    assert [merged.system, other.system] == ["merged, float32", "wrong sign"]
     assert merged.tokens == other.tokens == 48
     assert merged.identical >= 4
-    assert all(difference.gap < 0.05 for difference in merged.differences)
+    assert all(difference.gap is None or difference.gap < 0.05 for difference in merged.differences)
     assert len(other.differences) == len(items)
 
 
@@ -66,6 +68,8 @@ def test_an_endpoint_that_is_not_there_or_lacks_the_adapter(tiny_llama: Path, tm
     adapter = write_lora(tmp_path / "tools", str(tiny_llama))
     with pytest.raises(UserError, match=r"http://127.0.0.1:9/v1: Connection error"):
         measure(adapter, [item], ["http://127.0.0.1:9/v1"], "unused")
+    with pytest.raises(UserError, match="--against merge: give merged, int4, or"):
+        measure(adapter, [item], ["merge"], "unused")
     with (
         serve(load_engine(str(tiny_llama), dtype="float32", quiet=True)) as url,
         pytest.raises(UserError, match="does not serve 'tools'; it lists"),

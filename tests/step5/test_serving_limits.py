@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Gateway, Start, account_of, new_key
-from fake_engine import ADAPTER, Fake
+from fake_engine import ADAPTER, MODEL, Fake
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -96,6 +96,22 @@ def test_a_prompt_of_more_tokens_than_expected_stays_below_the_cap(start: Start,
     assert refused.json()["error"]["code"] == "insufficient_quota"
     assert gateway.chat("a " * 100, key=key, max_tokens=1).status_code == 200
     assert account.spent == pytest.approx(0.0011)
+
+
+def test_many_prompts_and_two_limits_stay_below_the_cap(start: Start, engine: Fake, home: Path) -> None:
+    """Each prompt may fill the context, and which limit an engine obeys is its business."""
+    home.mkdir(parents=True)
+    (home / "prices.toml").write_text(PRICE)
+    gateway = start(engine)
+    key = new_key("half a cent", cap=0.005)
+    account_of(gateway, key)
+    headers = {"authorization": f"Bearer {key}"}
+    three = {"model": MODEL, "prompt": ["a " * 900] * 3, "max_tokens": 1}
+    many = gateway.http.post("/v1/completions", json=three, headers=headers)
+    assert many.json()["error"]["code"] == "insufficient_quota"
+    both = gateway.http.post("/v1/completions", json={"model": MODEL, "prompt": "a", "max_tokens": 6,
+                                                      "max_completion_tokens": 1}, headers=headers)  # fmt: skip
+    assert both.json()["error"]["code"] == "insufficient_quota"
 
 
 def test_spending_is_remembered_over_a_restart(start: Start, engine: Fake, home: Path) -> None:
