@@ -45,8 +45,8 @@ def launch(folder: Path, host: str = "127.0.0.1", port: int = 7860) -> None:
         if (folder / "collection.db").exists():
             library.resources(folder)  # what cannot be loaded is better said now than at the first question
         with serving(folder, library.ask, library.encoder, host, port) as address:
-            print(f"{address}  (Ctrl-C ends it)", flush=True)
-            with suppress(KeyboardInterrupt):
+            with suppress(KeyboardInterrupt):  # which may come before print returns
+                print(f"{address}  (Ctrl-C ends it)", flush=True)
                 threading.Event().wait()
 
 
