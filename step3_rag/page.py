@@ -44,10 +44,10 @@ def launch(folder: Path, host: str = "127.0.0.1", port: int = 7860) -> None:
         library = Library(stack)
         if (folder / "collection.db").exists():
             library.resources(folder)  # what cannot be loaded is better said now than at the first question
-        with serving(folder, library.ask, library.encoder, host, port) as address:
-            with suppress(KeyboardInterrupt):  # which may come before print returns
-                print(f"{address}  (Ctrl-C ends it)", flush=True)
-                threading.Event().wait()
+        # Ctrl-C may come before print returns.
+        with serving(folder, library.ask, library.encoder, host, port) as address, suppress(KeyboardInterrupt):
+            print(f"{address}  (Ctrl-C ends it)", flush=True)
+            threading.Event().wait()
 
 
 class Library:
