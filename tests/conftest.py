@@ -13,12 +13,20 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.shared.terminal_screen import Terminal
+
+with suppress(ImportError):  # not every exported step has tests that need it
+    from hypothesis import settings as hypothesis_settings
+
+    # No timed assertions: on a busy machine a first call takes longer than Hypothesis's 200 ms, and no later one does.
+    hypothesis_settings.register_profile("untimed", deadline=None)
+    hypothesis_settings.load_profile("untimed")
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
