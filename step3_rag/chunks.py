@@ -111,6 +111,11 @@ def _cut(
         window = text[start : min(section.end, start + MAX_CHARACTERS)]
         spans = encoder.token_spans(window)
         limit = start + (spans[budget][0] if len(spans) > budget else len(window))
+        if (
+            start < floor and not text[floor:limit].strip()
+        ):  # titles longer than the last ones leave no room for overlap
+            start = _skip_blanks(text, floor, section.end)
+            continue
         end = limit
         if limit < section.end:
             end = _break(text, max(floor, start + (limit - start) // 2), limit)

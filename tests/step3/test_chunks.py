@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 from fake_encoder import FakeEncoder
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from step3_rag.chunks import MAX_CHARACTERS, passages_of
@@ -23,6 +23,10 @@ PIECES = st.sampled_from(
      "é", "🙂", "\t", "  ", "x" * 150, "a.b,c;" * 40, "lorem ipsum dolor sit amet " * 30, "\u2028", "\x1c", "…”  ",
      "- item\n"]
 )  # fmt: skip
+# Its first passage lies under the short title; the overlap of the second under the long one, which leaves it no room.
+LONG_TITLE = (
+    "word word " + "two words. " * 4 + "def f(x):\n    pass\n    def g(self): ...\nTitle\n=====\n# Title\nword "
+)
 texts = st.lists(PIECES, max_size=25).map("".join)
 FORMATS = [plain, markdown, restructured_text, source_code, html]
 
@@ -44,6 +48,7 @@ def check(document: Document, passages: list[Passage], encoder: TextEncoder) -> 
 
 @pytest.mark.parametrize("read", FORMATS, ids=lambda read: read.__name__)
 @given(text=texts)
+@example(text=LONG_TITLE)
 def test_spans_are_exact_and_complete_for_any_text(read, text: str) -> None:  # type: ignore[no-untyped-def]
     document = read(text)
     for heading in document.headings:
