@@ -16,8 +16,7 @@ from typing import Annotated
 
 import typer
 
-from shared.errors import UserError
-from shared.provenance import output_of
+from shared.provenance import tracked_files
 from shared.terminal import console, print_json, run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,14 +34,6 @@ class Part:
     lines: int = 0
     longest_file: tuple[int, str] = (0, "")
     longest_function: tuple[int, str] = (0, "")
-
-
-def tracked_files(root: Path = ROOT) -> list[Path]:
-    """The Python files that git tracks or would add. Raises UserError outside a git checkout."""
-    listed = output_of(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.py"], root)
-    if listed is None:
-        raise UserError(f"{root} is no git checkout")
-    return sorted(path for name in listed.split("\0") if name and (path := root / name).is_file())
 
 
 def functions(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -80,7 +71,7 @@ def measure(paths: Iterable[Path], root: Path = ROOT) -> list[Part]:
 
 def main(json: Annotated[bool, typer.Option("--json", help="One JSON document, for programs.")] = False) -> None:
     """Lines per part of the repository, and the longest file and function of each."""
-    parts = measure(tracked_files())
+    parts = measure(tracked_files(ROOT, "*.py"))
     if json:
         print_json([asdict(part) for part in parts])
         return

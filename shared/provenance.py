@@ -100,3 +100,16 @@ def git_revision() -> str:
         ["git", "status", "--porcelain", "--", ":/", ":(exclude,top)*/results/*.json", ":(exclude,top)*.md"], here
     )
     return revision if changes == "" else f"{revision}+dirty"
+
+
+def tracked_files(root: Path, pattern: str) -> list[Path]:
+    """The files below `root` that git tracks or would add; outside git all that match but those in hidden folders.
+
+    pattern: as in .gitignore, e.g. "*.md".
+    """
+    listed = output_of(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", pattern], root)
+    if listed is None:
+        found = [path for path in root.rglob(pattern) if not any(p[0] == "." for p in path.relative_to(root).parts)]
+    else:
+        found = [root / name for name in listed.split("\0") if name]
+    return sorted(path for path in set(found) if path.is_file())

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from shared.errors import UserError
-from shared.provenance import output_of
+from shared.provenance import tracked_files
 from shared.results import read_results, results_table, settings_table
 
 BLOCK = re.compile(
@@ -68,23 +68,13 @@ def render_text(text: str, root: Path) -> str:
     return "\n".join(output)
 
 
-def _pages(root: Path) -> list[Path]:
-    """Return the Markdown files below `root`: what git tracks or would add; outside git all but hidden folders'."""
-    listed = output_of(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.md"], root)
-    if listed is None:
-        found = [path for path in root.rglob("*.md") if not any(p[0] == "." for p in path.relative_to(root).parts)]
-    else:
-        found = [root / name for name in listed.split("\0") if name]
-    return sorted(path for path in set(found) if path.is_file())
-
-
 def outdated(root: Path) -> dict[Path, str]:
     """Return {page: what it should say} for each Markdown file below `root` whose blocks differ from their sources.
 
     Raises UserError that names the page and line of a block that cannot be rendered.
     """
     differing = {}
-    for page in _pages(root):
+    for page in tracked_files(root, "*.md"):
         text = page.read_text(encoding="utf-8")
         try:
             rendered = render_text(text, root)

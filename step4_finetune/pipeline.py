@@ -32,7 +32,7 @@ RECIPES = Path(__file__).parent / "recipes"
 #   evaluation           four columns, LIMIT of each of 5 categories    4.8 min
 #   training examples    data_files.QUICK_EXAMPLES, one epoch           9.3 min
 #   answers for DPO      PROMPTS × ANSWERS                              2.2 min
-#   DPO                  at most PROMPTS pairs, reference included      2.4 min with 43 pairs
+#   DPO                  at most PROMPTS pairs, reference included      2.4 min
 MODEL = "smollm2-135m"
 TASK, LIMIT = "bfcl", 12
 PROMPTS, ANSWERS = 60, 4

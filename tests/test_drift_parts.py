@@ -226,7 +226,7 @@ def test_a_check_that_hangs_is_stopped_with_what_it_started(tmp_path: Path) -> N
     )
     outcome = perform(script(start, minutes=3 / 60), PYTHON, tmp_path, tmp_path / "fake.log")
     assert (outcome.ok, outcome.reason) == (False, "stopped after 0.05 minutes")
-    pid = int((tmp_path / "work/pid").read_text())
+    pid = int((tmp_path / "scratch/pid").read_text())
     end = time.monotonic() + 10
     while _alive(pid) and time.monotonic() < end:
         time.sleep(0.05)

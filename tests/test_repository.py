@@ -5,7 +5,6 @@ python -m pytest tests/test_repository.py
 
 import ast
 import re
-import subprocess
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -13,24 +12,17 @@ from pathlib import Path
 import pytest
 
 from scripts.size import LONGEST_FILE, LONGEST_FUNCTION, Part, measure
+from shared.provenance import tracked_files
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = sorted(path.name for path in ROOT.glob("step[0-9]_*"))
-
-
-def tracked(pattern: str) -> list[Path]:
-    """The files of a pattern that git tracks or would add."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", pattern]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    names = listed.stdout.split("\0") if listed.returncode == 0 else [str(p) for p in ROOT.rglob(pattern)]
-    return sorted(path for name in names if name and (path := ROOT / name).is_file() and ".venv" not in path.parts)
 
 
 # -- sizes -------------------------------------------------------------------------------------------------------------
 
 
 def test_files_and_functions_can_be_read_in_one_sitting() -> None:
-    parts = measure(tracked("*.py"), ROOT)
+    parts = measure(tracked_files(ROOT, "*.py"), ROOT)
     assert len(parts) > 7
     assert [part.longest_file for part in parts if part.longest_file[0] > LONGEST_FILE] == []
     assert [part.longest_function for part in parts if part.longest_function[0] > LONGEST_FUNCTION] == []
@@ -58,7 +50,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
 def test_no_step_imports_another_step_and_shared_imports_none() -> None:
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}"
-        for path in tracked("*.py")
+        for path in tracked_files(ROOT, "*.py")
         if (package := path.relative_to(ROOT).parts[0]) in {*STEPS, "shared"}
         for name in imported(ast.parse(path.read_text(encoding="utf-8")))
         if (root := name.split(".")[0]) in STEPS and root != package
@@ -69,7 +61,9 @@ def test_no_step_imports_another_step_and_shared_imports_none() -> None:
 @pytest.mark.parametrize("package", ["shared", *STEPS])
 def test_modules_import_each_other_in_one_direction(package: str) -> None:
     """What runs at import time: imports inside functions and under TYPE_CHECKING may go back."""
-    modules = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in tracked(f"{package}/*.py")}
+    modules = {
+        path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in tracked_files(ROOT, f"{package}/*.py")
+    }
     names = set(modules.values())
     graph = {}
     for path, name in modules.items():
@@ -92,7 +86,7 @@ def anchors(page: Path) -> set[str]:
 
 def test_every_link_in_the_documentation_resolves() -> None:
     broken, count = [], 0
-    for page in tracked("*.md"):
+    for page in tracked_files(ROOT, "*.md"):
         if "prompts" in page.parts or "adapters" in page.parts:
             continue
         text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
@@ -108,7 +102,7 @@ def test_every_link_in_the_documentation_resolves() -> None:
     assert broken == []
 
 
-@pytest.mark.parametrize("card", tracked("shared/adapters/*/README.md"), ids=lambda card: card.parent.name)
+@pytest.mark.parametrize("card", tracked_files(ROOT, "shared/adapters/*/README.md"), ids=lambda card: card.parent.name)
 def test_a_published_card_says_how_to_use_it_as_a_new_one_would(card: Path) -> None:
     from step4_finetune.card import how_to_use
 

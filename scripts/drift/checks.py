@@ -39,7 +39,7 @@ class Check:
 
     def shown(self) -> str:
         """The commands as a person types them."""
-        words = [[word.replace("{out}", "out/drift/work") for word in command] for command in self.commands]
+        words = [[word.replace("{out}", "out/drift/scratch") for word in command] for command in self.commands]
         return " && ".join(shlex.join(["python", *command]) for command in words)
 
 
@@ -97,7 +97,7 @@ def perform(check: Check, python: Path, folder: Path, log: Path) -> Outcome:
     (converted weights, collections) decides, and nothing of the user's is touched. What was downloaded is shared: its
     hashes are pinned. Ctrl-C stops the check and everything it started.
     """
-    out, home = folder.absolute() / "work", folder.absolute() / "home"
+    out, home = folder.absolute() / "scratch", folder.absolute() / "home"
     for path in (out, home):
         shutil.rmtree(path, ignore_errors=True)  # the symbolic link goes, not what it points at
         path.mkdir(parents=True)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -45,7 +45,6 @@ def test_a_biased_sampler_would_be_noticed() -> None:
     assert stats.chisquare((wrong / wrong.sum() * n).numpy(), (right / right.sum() * n).numpy()).pvalue < 1e-4
 
 
-@settings(deadline=None)  # the first example imports transformers
 @given(
     logits=st.lists(st.floats(-20, 20), min_size=2, max_size=300),
     temperature=st.floats(0.05, 3),

@@ -85,7 +85,7 @@ def test_our_template_with_tools(tiny_llama: Path, tmp_path: Path) -> None:
 
 
 @given(text=st.text(max_size=60))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_byte_spans_tile_the_text_and_streaming_equals_decoding(tiny_llama: Path, text: str) -> None:
     tokenizer = ChatTokenizer(tiny_llama)
     spans, raw = tokenizer.spans(text), text.encode()

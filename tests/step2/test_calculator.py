@@ -297,7 +297,7 @@ def test_fractions_do_not_grow_without_end(small: str, written: str) -> None:
     assert calculate(small) == f"{small} = {written}"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(alphabet=string.digits + "+-*/%.,()e ^~[]{}_abcos'\"\\\n=:@<" + "×÷", max_size=60))
 def test_any_text_gives_a_finite_number_or_a_tool_error(text: str) -> None:
     try:

@@ -136,7 +136,7 @@ CALLS = st.lists(st.tuples(st.sampled_from(["weather", "broken", "denied", "noth
 TURNS = st.lists(st.tuples(CALLS, st.sampled_from(["", "text"])), max_size=10)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(TURNS, st.integers(1, 6), st.integers(1, 200))
 def test_every_conversation_ends_and_every_call_has_one_result(
     said: list[tuple[list[tuple[str, str]], str]], steps: int, tokens: int

@@ -157,7 +157,7 @@ def test_numbers_that_cannot_be_written(value: float, source: str, target: str) 
         convert_units(value, source, target)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.text(alphabet="msKgChr/*^-23 ²°()._9", max_size=30), st.sampled_from(["m", "K", "m/s", "kg*m^2/s^2"]))
 def test_any_unit_gives_a_number_or_a_tool_error(source: str, target: str) -> None:
     try:

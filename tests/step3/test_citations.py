@@ -11,7 +11,7 @@ import pytest
 from collections_on_disk import make_pdf
 from fake_encoder import FakeEncoder
 from fake_index import passage
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from step3_rag.chunks import passages_of
@@ -31,7 +31,6 @@ def everything(pairs: Sequence[tuple[Passage, str]]) -> list[float]:
 # -- sentences -----------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.text(alphabet=st.sampled_from("ab C1.!?…。:;\"')]\n\t `~#|-*=(){}[]2,é\r\u2028"), max_size=200))
 def test_spans_are_in_order_apart_trimmed_and_hold_every_character_that_is_not_blank(text: str) -> None:
     spans = split(text)
@@ -228,7 +227,6 @@ def test_offsets_give_exactly_the_quoted_text_in_every_type_of_file(name: str) -
     assert all(fact in quotes for fact in ("300 km", "1204", "Salmon"))
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(alphabet="amber basalt.\n- ", min_size=1, max_size=60), min_size=1, max_size=4), st.text())
 def test_citations_lie_in_their_passages_for_any_text(texts: list[str], answer: str) -> None:
     passages = [passage(str(n), text, start=n * 7) for n, text in enumerate(texts)]

@@ -9,7 +9,7 @@ import re
 import pytest
 from fake_chat_model import FakeChat
 from fake_index import passage
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.endpoint import Endpoint
@@ -87,7 +87,6 @@ def test_a_document_cannot_leave_its_marks(attack: str) -> None:
     assert "Obey" not in outside
 
 
-@settings(deadline=None)
 @given(st.text(max_size=60), st.text(max_size=20))
 def test_no_text_closes_a_passage(text: str, title: str) -> None:
     mark = quoted(1, passage("e", f"{text}</passage{title}", titles=[title]), f"{text}</passage{title}")
@@ -129,7 +128,6 @@ def test_no_room_for_the_question_or_any_passage_is_said() -> None:
         build_prompt(by_words(330), "What?", [long])
 
 
-@settings(deadline=None)
 @given(st.integers(280, 900), st.lists(st.integers(1, 200), min_size=1, max_size=5))
 def test_a_prompt_never_exceeds_the_context(context: int, sizes: list[int]) -> None:
     model = by_words(context)

@@ -65,7 +65,6 @@ def test_an_absent_word_is_as_likely_as_the_last_of_the_list_at_most() -> None:
         probability_of_yes({})
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["yes", " Yes", "no", " NO", "the", ""]), st.floats(-50, 0), min_size=1))
 def test_it_is_a_probability_and_rises_with_yes(found: dict[str, float]) -> None:
     before = probability_of_yes(found)
@@ -164,7 +163,7 @@ def test_embedding_grades_by_the_nearest_sentence() -> None:
 
 
 @pytest.mark.parametrize("name", ["overlap", "embedding", "llm"])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(text=st.text(max_size=80), asked=st.text(max_size=30))
 def test_every_grader_gives_a_number_from_0_to_1_for_any_text(name: str, text: str, asked: str) -> None:
     graders: dict[str, Grader] = {
@@ -243,7 +242,6 @@ def test_calibration_takes_the_best_cut_in_the_widest_gap() -> None:
         calibrate([0.5], [True])
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.2, 0.4, 0.5, 0.9]), st.booleans()), min_size=2, max_size=30))
 def test_no_other_cut_is_better_than_the_calibrated_one(items: list[tuple[float, bool]]) -> None:
     grades, labels = [g for g, _ in items], [label for _, label in items]

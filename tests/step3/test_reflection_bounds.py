@@ -64,7 +64,7 @@ def drawn(grades: Sequence[float]) -> Grader:
 REPLIES = ["", "Salmon live in the Amber river. Cats too.", "Trolls.", "What lives in the Amber?", "I do not know."]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     grades=st.lists(st.sampled_from([0.0, 0.49, 0.5, 1.0]), min_size=1, max_size=24),
     replies=st.lists(st.sampled_from(REPLIES), min_size=1, max_size=4),

@@ -81,7 +81,7 @@ def test_no_query_comes_twice_and_in_the_end_there_is_none() -> None:
     assert next_query(model, "is it the?", [], ["is it the?"]) is None
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=6), st.text(min_size=1, max_size=40))
 def test_whatever_the_model_says_queries_are_new_and_end(replies: list[str], question: str) -> None:
     tried = [question]

@@ -189,7 +189,7 @@ def read_slowly(made: socket.socket, end: bytes, size: int) -> bytes:
     return got
 
 
-def program(gateway: Gateway, folder: Path, **environment: str) -> Callable[..., Any]:
+def program(gateway: Gateway, folder: Path) -> Callable[..., Any]:
     """Return what runs another step's program on the gateway, in `folder`, and gives what it says as JSON."""
     if not (ROOT / "step2_tool_calling").is_dir():
         pytest.skip("the other steps are not here: this is an exported one")
@@ -198,7 +198,7 @@ def program(gateway: Gateway, folder: Path, **environment: str) -> Callable[...,
     def run(*arguments: str) -> Any:
         done = subprocess.run(
             [sys.executable, "-m", *arguments, "--json"],
-            env=os.environ | variables | environment, cwd=folder, capture_output=True, text=True, check=False,
+            env=os.environ | variables, cwd=folder, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)

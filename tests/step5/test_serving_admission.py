@@ -175,7 +175,7 @@ def test_answers_that_show_no_progress_are_not_reckoned_with() -> None:
     asyncio.run(scenario())
 
 
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 60), st.integers(0, 3)), max_size=80))
 def test_slots_and_queue_always_add_up(steps: list[tuple[str, int, int]]) -> None:
     async def scenario() -> None:

@@ -63,65 +63,61 @@ def test_a_refusal_by_the_engine_takes_no_tokens(gateway: Gateway, engine: Fake)
     assert gateway.chat("short", key=key, max_tokens=60).status_code == 200
 
 
-def test_spending_cap(start: Start, engine: Fake, home: Path) -> None:
-    """Six tokens of an answer cost 0.6 cents here; what was not used of a reservation is given back."""
+@pytest.fixture
+def priced(start: Start, engine: Fake, home: Path) -> Gateway:
+    """A gateway at PRICE."""
     home.mkdir(parents=True)
     (home / "prices.toml").write_text(PRICE)
-    gateway = start(engine)
+    return start(engine)
+
+
+def test_spending_cap(priced: Gateway) -> None:
+    """Six tokens of an answer cost 0.6 cents here; what was not used of a reservation is given back."""
     key = new_key("five cents", cap=0.05)
-    account = account_of(gateway, key)
-    assert gateway.chat("one two three four", key=key, max_tokens=6).status_code == 200
+    account = account_of(priced, key)
+    assert priced.chat("one two three four", key=key, max_tokens=6).status_code == 200
     assert account.spent == pytest.approx(0.006004)
     assert account.reserved == 0
-    too_long = gateway.chat("one", key=key, max_tokens=60)
+    too_long = priced.chat("one", key=key, max_tokens=60)
     assert too_long.status_code == 429
     error = too_long.json()["error"]
     assert error["code"] == "insufficient_quota"
     assert "$0.04" in error["message"]
     assert "retry-after" not in too_long.headers  # waiting does not help
-    no_limit = gateway.chat("one", key=key)  # could be as long as the model's context
+    no_limit = priced.chat("one", key=key)  # could be as long as the model's context
     assert no_limit.json()["error"]["code"] == "insufficient_quota"
-    assert gateway.chat("one", key=key, max_tokens=-1000).status_code == 400  # no way to lower what is reserved
+    assert priced.chat("one", key=key, max_tokens=-1000).status_code == 400  # no way to lower what is reserved
     assert account.spent == pytest.approx(0.006004)
 
 
-def test_a_prompt_of_more_tokens_than_expected_stays_below_the_cap(start: Start, engine: Fake, home: Path) -> None:
+def test_a_prompt_of_more_tokens_than_expected_stays_below_the_cap(priced: Gateway) -> None:
     """The estimate is a token for four bytes; these have two, and would cost $0.0019."""
-    home.mkdir(parents=True)
-    (home / "prices.toml").write_text(PRICE)
-    gateway = start(engine)
     key = new_key("a sixth of a cent", cap=0.0017)
-    account = account_of(gateway, key)
-    refused = gateway.chat("a " * 900, key=key, max_tokens=1)
+    account = account_of(priced, key)
+    refused = priced.chat("a " * 900, key=key, max_tokens=1)
     assert refused.json()["error"]["code"] == "insufficient_quota"
-    assert gateway.chat("a " * 100, key=key, max_tokens=1).status_code == 200
+    assert priced.chat("a " * 100, key=key, max_tokens=1).status_code == 200
     assert account.spent == pytest.approx(0.0011)
 
 
-def test_many_prompts_and_two_limits_stay_below_the_cap(start: Start, engine: Fake, home: Path) -> None:
+def test_many_prompts_and_two_limits_stay_below_the_cap(priced: Gateway) -> None:
     """Each prompt may fill the context, and which limit an engine obeys is its business."""
-    home.mkdir(parents=True)
-    (home / "prices.toml").write_text(PRICE)
-    gateway = start(engine)
     key = new_key("half a cent", cap=0.005)
-    account_of(gateway, key)
+    account_of(priced, key)
     headers = {"authorization": f"Bearer {key}"}
     three = {"model": MODEL, "prompt": ["a " * 900] * 3, "max_tokens": 1}
-    many = gateway.http.post("/v1/completions", json=three, headers=headers)
+    many = priced.http.post("/v1/completions", json=three, headers=headers)
     assert many.json()["error"]["code"] == "insufficient_quota"
-    both = gateway.http.post("/v1/completions", json={"model": MODEL, "prompt": "a", "max_tokens": 6,
+    both = priced.http.post("/v1/completions", json={"model": MODEL, "prompt": "a", "max_tokens": 6,
                                                       "max_completion_tokens": 1}, headers=headers)  # fmt: skip
     assert both.json()["error"]["code"] == "insufficient_quota"
 
 
-def test_spending_is_remembered_over_a_restart(start: Start, engine: Fake, home: Path) -> None:
-    home.mkdir(parents=True)
-    (home / "prices.toml").write_text(PRICE)
-    gateway = start(engine)
+def test_spending_is_remembered_over_a_restart(priced: Gateway, start: Start, engine: Fake) -> None:
     key = new_key("cents", cap=0.05)
-    account_of(gateway, key)
-    assert gateway.chat("one two three four", key=key, max_tokens=26, model=ADAPTER).status_code == 200
-    gateway.parts.ledger.flush()
+    account_of(priced, key)
+    assert priced.chat("one two three four", key=key, max_tokens=26, model=ADAPTER).status_code == 200
+    priced.parts.ledger.flush()
     again = start(engine)
     assert account_of(again, key).spent == pytest.approx(0.026004)
     assert again.chat("one two three four", key=key, max_tokens=26).json()["error"]["code"] == "insufficient_quota"
@@ -141,7 +137,7 @@ def test_a_bucket_refills_at_its_rate_and_never_beyond() -> None:
     assert bucket.wait(60) == pytest.approx(90)
 
 
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.floats(0, 30), st.integers(1, 40)), max_size=60))
 def test_a_sustained_rate_does_not_exceed_the_limit(tries: list[tuple[float, int]]) -> None:
     """However requests arrive: in any stretch of time, at most one bucket more than the rate allows."""

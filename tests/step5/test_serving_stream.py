@@ -172,7 +172,7 @@ EVENT = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(EVENT, max_size=8), st.booleans(), st.sampled_from(ENDS), st.data())
 def test_however_the_network_cuts_it(texts: list[str], hide: bool, end: bytes, data: st.DataObject) -> None:
     usage = '{"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 9}}'

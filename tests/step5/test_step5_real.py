@@ -215,9 +215,8 @@ def test_steps_2_and_3_run_on_it(gateway: Gateway, tmp_path: Path) -> None:
 
 def test_an_adapter_of_step_4_says_the_same_on_it(gateway: Gateway, tmp_path: Path) -> None:
     """Greedy answers of vLLM beside those of the embedded engine; they part where two tokens are nearly as likely."""
-    endpoint = f"{gateway.url}/v1"
-    run = program(gateway, tmp_path, OPENAI_BASE_URL="")
-    (found,) = run("step4_finetune.hand_off", "tools", "--against", endpoint, "--limit", "4")
+    run = program(gateway, tmp_path)
+    (found,) = run("step4_finetune.hand_off", "tools", "--against", f"{gateway.url}/v1", "--limit", "4")
     # In bfloat16; all of 50 answers in float32 (step4_finetune/results/hand_off_float32.json).
     assert found["agreeing"] >= 0.5 * found["tokens"] > 70, found
     assert all((difference["gap"] or 0.0) < 0.5 for difference in found["differences"]), found
