@@ -26,7 +26,7 @@ from torch import Tensor
 from shared.config import settings
 from shared.errors import UserError
 from shared.models import choose_device, choose_threads
-from shared.weights import cpu_has_fast_bfloat16
+from shared.provenance import cpu_has_fast_bfloat16
 
 # Padded tokens per forward pass. On an EPYC without AVX-512, 48 passages of 100 tokens, texts per CPU second of one
 # thread: 512 → 32.5, 1024 → 33.1, 2048 → 30.3, 4096 → 27.5 (activations leave the cache). Attention per text without

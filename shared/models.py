@@ -19,10 +19,11 @@ from shared.config import DType, settings
 from shared.errors import UserError
 from shared.lora import Adapter, load_adapter
 from shared.model_config import ModelConfig, read_config
+from shared.provenance import cpu_has_fast_bfloat16
 from shared.terminal import say
 from shared.tokenizer import ChatTokenizer
 from shared.transformer import Transformer
-from shared.weights import Choice, cpu_has_fast_bfloat16, load_weights, published_int4
+from shared.weights import Choice, load_weights, published_int4
 
 
 @dataclass

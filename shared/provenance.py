@@ -43,6 +43,18 @@ def _cpu() -> tuple[str, int, str]:
     return processors[0].get("model name") or platform.machine(), len(cores) or threads, instructions
 
 
+def cpu_has_fast_bfloat16() -> bool:
+    """Whether bfloat16 matrix products run in hardware (AVX-512 BF16, AMX); without, they are slower than float32.
+
+    Without torch, so that a process that only starts others can ask. Where /proc/cpuinfo is not, torch is asked if it
+    is imported already.
+    """
+    instructions, torch = _cpu()[2], sys.modules.get("torch")
+    if instructions == "unknown" and torch is not None:
+        return bool(torch.cpu._is_avx512_bf16_supported())
+    return instructions in ("amx_bf16", "avx512_bf16")
+
+
 def hardware() -> dict[str, Any]:
     """Return cpu, cores (physical, usable by this process), memory_gib, instruction_set, os, and any gpu.
 

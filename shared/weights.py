@@ -17,6 +17,7 @@ from shared.errors import UserError
 from shared.linear import DENSE_FROM_ROWS, DenseMatrix, Matrix, QuantizedMatrix
 from shared.lora import FUSED
 from shared.model_config import ModelConfig
+from shared.provenance import cpu_has_fast_bfloat16
 from shared.quantization import dequantize_q4_1, dequantize_q8_0, quantize_q4_1, quantize_q8_0
 from shared.transformer import Layer, Transformer
 
@@ -159,11 +160,6 @@ def _dense_dtype(config: ModelConfig, device: torch.device, notes: list[Choice])
 def published_int4(directory: Path) -> bool:
     """Whether the checkpoint came quantised, so that int4 is what its authors published and loses nothing further."""
     return (directory / "quantized.safetensors").exists()
-
-
-def cpu_has_fast_bfloat16() -> bool:
-    """Whether bfloat16 matrix products run in hardware (AVX-512 BF16, AMX); without, they are slower than float32."""
-    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def available_memory() -> int:

@@ -17,6 +17,7 @@ from step4_finetune.examples import CALLS, NO_CALLS, Example, problem
 from step4_finetune.function_specs import functions
 from step4_finetune.generator import Generator
 from step4_finetune.real_data import bfcl_live, glaive
+from step4_finetune.second_lessons import SecondGenerator
 
 if TYPE_CHECKING:
     from shared.tokenizer import ChatTokenizer
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 MIXTURE = {
     "single": 330, "multiple": 130, "parallel": 200, "parallel_multiple": 200,
     "no_tool": 170, "missing": 40, "small_talk": 15, "crowd": 105, "answer": 90,
+}  # fmt: skip
+# The same of the second hour's questions (second_lessons.py): longer ones, and more of several calls.
+SECOND_MIXTURE = {
+    "single": 250, "multiple": 110, "parallel": 280, "parallel_multiple": 320,
+    "no_tool": 170, "missing": 30, "small_talk": 10, "crowd": 60, "answer": 40,
 }  # fmt: skip
 HELD_OUT_MIXTURE = {"single": 65, "multiple": 24, "parallel": 22, "parallel_multiple": 18, "no_tool": 20}
 ATTEMPTS = 4  # per wanted example; more refusals than that mean a broken domain file
@@ -38,9 +44,17 @@ class Report:
     removed: dict[str, Counter[str]] = field(default_factory=dict)
     examples_of_refusals: list[str] = field(default_factory=list)
 
+    def add(self, other: "Report") -> None:
+        """Count another build's synthetic examples with this one's; the real ones are the same in both."""
+        self.refused += other.refused
+        self.removed["synthetic"] = self.removed.get("synthetic", Counter()) + other.removed.get("synthetic", Counter())
+        self.examples_of_refusals += other.examples_of_refusals
 
-def build(seed: int, counts: Mapping[str, int] | None = None, *, real: bool = True) -> tuple[list[Example], Report]:
-    """Build the training set. counts: synthetic groups per kind, MIXTURE if None.
+
+def build(
+    seed: int, counts: Mapping[str, int] | None = None, *, real: bool = True, second: bool = False
+) -> tuple[list[Example], Report]:
+    """Build the training set. counts: synthetic groups per kind, MIXTURE if None. second: asked as in second_lessons.
 
     The order is the one to train in: shuffled, but examples that show the same tools stay neighbours, so that a batch
     of rows in this order shares as much as it can (collate.py). Any first part of it has about the same mixture.
@@ -48,7 +62,7 @@ def build(seed: int, counts: Mapping[str, int] | None = None, *, real: bool = Tr
     """
     against = evaluation()
     report = Report()
-    groups = synthesize(seed, counts or MIXTURE, against, report)
+    groups = synthesize(seed, counts or MIXTURE, against, report, maker=SecondGenerator if second else Generator)
     if real:
         for source, examples in (("bfcl-live", bfcl_live()), ("glaive", glaive())):
             kept, report.removed[source] = remove(examples, against)
@@ -64,7 +78,13 @@ def held_out(seed: int, counts: Mapping[str, int] | None = None) -> list[Example
 
 
 def synthesize(
-    seed: int, counts: Mapping[str, int], against: Evaluation, report: Report, *, held: bool = False
+    seed: int,
+    counts: Mapping[str, int],
+    against: Evaluation,
+    report: Report,
+    *,
+    held: bool = False,
+    maker: type[Generator] = Generator,
 ) -> list[list[Example]]:
     """Generate each kind's count of groups, of examples that pass the check and share nothing with the evaluation."""
     unknown = counts.keys() - MIXTURE.keys()
@@ -74,7 +94,7 @@ def synthesize(
     seen: set[str] = set()
     for kind, count in counts.items():
         # A stream of its own for each kind, so that one count can change without changing the other kinds.
-        generator = Generator(functions(held), Random(f"{seed} {kind} {held}"))
+        generator = maker(functions(held), Random(f"{seed} {kind} {held}"))
         wanted, attempts = len(groups) + count, 0
         while len(groups) < wanted:
             attempts += 1

@@ -1,6 +1,7 @@
 """The data files: which there are, how they come about, and the record of what was left out of them.
 
-out/step4/tools/    train.jsonl, its beginning train_quick.jsonl, prompts.jsonl (of another seed, for DPO)
+out/step4/tools/    train.jsonl, its beginning train_quick.jsonl, second.jsonl (what the second hour trains on),
+                    prompts.jsonl (of another seed, for DPO)
 out/step4/grader/   train.jsonl, train_quick.jsonl
 …/report.json       of each: sha256 and size of every file, what was refused and what was removed, by source
 
@@ -24,6 +25,7 @@ SETS = ("tools", "grader")
 # The first 320 of 4,000 tools examples: 112,000 tokens, 9 minutes for an epoch at 215 tok/s (2 cores, no bfloat16).
 QUICK_EXAMPLES = 320
 PROMPTS_SHARE = 5  # a fifth of the training mixture: some 800 prompts, of which a run takes evenly spaced ones
+SECOND_SEED = 2_000_000
 PROMPTS_SEED = 1_000_000  # above every training seed: answers to prompts that were trained on are nearly always right
 SHOWN_REFUSALS = 5
 
@@ -53,9 +55,16 @@ def _build_tools(seed: int, folder: Path) -> dict[str, Any]:
     from step4_finetune.examples import write_jsonl
 
     examples, report = data_build.build(seed)
+    second, second_report = data_build.build(seed + SECOND_SEED, data_build.SECOND_MIXTURE, second=True)
+    report.add(second_report)
     counts = {kind: max(1, count // PROMPTS_SHARE) for kind, count in data_build.MIXTURE.items()}
     prompts, _ = data_build.build(seed + PROMPTS_SEED, counts, real=False)
-    files = {"train.jsonl": examples, "train_quick.jsonl": examples[:QUICK_EXAMPLES], "prompts.jsonl": prompts}
+    files = {
+        "train.jsonl": examples,
+        "train_quick.jsonl": examples[:QUICK_EXAMPLES],
+        "second.jsonl": second,
+        "prompts.jsonl": prompts,
+    }
     for name, chosen in files.items():
         write_jsonl(chosen, folder / name)
     return {

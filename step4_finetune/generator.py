@@ -50,25 +50,29 @@ Made = tuple[str, list[Call], str]  # question, calls, and the text where there 
 class Generator:
     """Makes groups of examples from function specifications, all from one random stream."""
 
-    def __init__(self, functions: Sequence[Function], rng: Random) -> None:
+    TIMES: Sequence[int] = (2, 2, 2, 3, 3, 4)  # how often a parallel question wants its function
+    FUNCTIONS: Sequence[int] = (2, 2, 2, 3)  # how many functions a parallel_multiple question wants
+    TWICE = 0.12  # of those, how many are wanted twice
+
+    def __init__(self, functions: Sequence[Function], rng: Random, asker: type[Questions] = Questions) -> None:
         self.rng = rng
         self.functions = functions
         self.by_domain: dict[str, list[Function]] = {}
         for function in functions:
             self.by_domain.setdefault(function.domain, []).append(function)
         self.domains = list(self.by_domain)
-        self.questions = Questions(rng)
+        self.questions = asker(rng)
 
     def group(self, kind: str, number: int) -> list[Example]:
         """Make an example of a kind, and its siblings with the same tools. Each has to pass examples.problem."""
-        self.questions.normalised = {}
+        self.questions.begin()
         made, tools = getattr(self, f"_{kind}")()
         tools = self.rng.sample(tools, len(tools))
         shown = [dressed.tool for dressed in tools]
         examples = [self._example(f"synthetic-{kind}-{number}", FIRST.get(kind, kind), made, shown)]
         for sibling, share in SIBLINGS.get(kind, ()):
             if self.rng.random() < share:
-                self.questions.normalised = {}
+                self.questions.begin()
                 earlier = self._exchange(tools) if kind == "crowd" and self.rng.random() < 0.25 else []
                 again = self._sibling(sibling, tools)
                 sibling = "multiple" if sibling == "single" and len(tools) > 1 else sibling
@@ -113,18 +117,18 @@ class Generator:
         return (say(question, self.rng), calls, ""), [dressed, *others]
 
     def _parallel(self) -> tuple[Made, list[Dressed]]:
-        return self._ask_times(self.rng.choice([2, 2, 2, 3, 3, 4]))
+        return self._ask_times(self.rng.choice(self.TIMES))
 
     def _parallel_multiple(self) -> tuple[Made, list[Dressed]]:
         chosen = [self._function()]
-        number = self.rng.choice([2, 2, 2, 3])
+        number = self.rng.choice(self.FUNCTIONS)
         near = self.by_domain[chosen[0].domain]
         while len(chosen) < number:
             candidate = self.rng.choice(near) if self.rng.random() < 0.35 else self._function()
             if candidate not in chosen:
                 chosen.append(candidate)
         # A function may be called twice, if its templates can say so inside one sentence.
-        times = [2 if "<" in f.templates[0] and self.rng.random() < 0.12 else 1 for f in chosen]
+        times = [2 if "<" in f.templates[0] and self.rng.random() < self.TWICE else 1 for f in chosen]
         parts = [self.questions.ask(f, n, whole=False) for f, n in zip(chosen, times, strict=True)]
         tools = [dressed for dressed, _, _ in parts]
         question = say_together([question for _, question, _ in parts], self.rng)

@@ -202,7 +202,7 @@ class Pipeline:
 
 
 def train_recipe(path: Path, overrides: list[str]) -> "Training | Preferred":
-    """Train what a recipe says: DPO when it names an adapter to start from, else SFT.
+    """Train what a recipe says: DPO when it has a beta, else SFT.
 
     Raises UserError for a missing file, and what load_recipe, load_dpo_recipe and the two `train` functions raise.
     """
@@ -214,7 +214,7 @@ def train_recipe(path: Path, overrides: list[str]) -> "Training | Preferred":
         raise UserError(f"recipe {path}: cannot be read ({error.strerror})") from None
     except yaml.YAMLError:
         values = None  # load_recipe says what is wrong with it
-    if isinstance(values, dict) and "adapter" in values:
+    if isinstance(values, dict) and "beta" in values:
         from step4_finetune.dpo import train as train_on_pairs
         from step4_finetune.dpo_recipe import load_dpo_recipe
 

@@ -19,8 +19,6 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from peft import set_peft_model_state_dict
-from safetensors.torch import load_file
 from torch import Tensor
 
 from shared.errors import UserError
@@ -125,7 +123,6 @@ class PreferenceTrainer(CompletionTrainer):
         self.reference = torch.empty(0, 2)
         # What the parent does with examples (order by tools, count) goes for pairs too.
         super().__init__(recipe, directory, cast(list[Example], pairs), **kwargs)
-        load_adapter(self.model, recipe.weights)
         base = self.model.get_base_model()
         base.forward = types.MethodType(answer_log_probs, base)
         self.model_accepts_loss_kwargs = (
@@ -185,15 +182,3 @@ class PreferenceTrainer(CompletionTrainer):
         ):
             self._metrics["train"][name].append(value.detach().mean().item())
         return (loss, outputs) if return_outputs else loss
-
-
-def load_adapter(model: Any, path: Path) -> None:
-    """Put an adapter's weights into the model's LoRA layers. Raises UserError when they are of another shape."""
-    weights = load_file(path)
-    try:
-        result = set_peft_model_state_dict(model, weights)
-    except RuntimeError:
-        raise UserError(f"{path} is not an adapter of this model: its matrices have other shapes") from None
-    ours = sum("lora_" in name for name, _ in model.named_parameters())
-    if result.unexpected_keys or len(weights) != ours:
-        raise UserError(f"{path} is not an adapter of this model: it has {len(weights)} matrices, {ours} are wanted")

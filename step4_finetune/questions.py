@@ -17,11 +17,17 @@ Call = tuple[str, dict[str, Any]]
 
 
 class Questions:
-    """Asks questions, all from one random stream. normalised: see examples.Example; cleared by its owner."""
+    """Asks questions, all from one random stream. normalised: see examples.Example."""
+
+    COMBINED = 0.4  # of several calls whose template has two slots: every value of one with every value of the other
 
     def __init__(self, rng: Random) -> None:
         self.rng = rng
         self.normalised: dict[str, list[Any]] = {}
+
+    def begin(self) -> None:
+        """Begin another example: what was normalised belongs to the one before."""
+        self.normalised = {}
 
     def ask(self, function: Function, times: int, whole: bool = True) -> tuple[Dressed, str, list[Call]]:
         """Dress a function and ask for it: the question and the calls that answer it.
@@ -52,16 +58,15 @@ class Questions:
         """Ask for several cases in one story: "… for three cases. The first has a radius of 3 and …, the second …"."""
         ordinals = ("first", "second", "third", "fourth")[:times]
         has = self.rng.choice(["has", "has", "comes with"])
+        told_of = self._told_of(dressed)
         told, calls = [], []
         for ordinal in ordinals:
             arguments: dict[str, Any] = {}
             parts = []
-            for key in dressed.names:
-                if key in dressed.required:
-                    value = self._draw(dressed, key)
-                    arguments[key] = value.value
-                    words = words_of(dressed.names[key])
-                    parts.append(f"{'an' if words[0] in 'aeiou' else 'a'} {words} of {value.surface}")
+            for key in told_of:
+                value = self._draw(dressed, key)
+                arguments[key] = value.value
+                parts.append(f"{a_word(dressed.names[key])} of {value.surface}")
             told.append(f"the {ordinal} {has} {', '.join(parts[:-1])} and {parts[-1]}")
             calls.append(self._call(dressed, arguments))
         does = dressed.function.does.removesuffix(".")
@@ -71,6 +76,10 @@ class Questions:
             body = ". ".join(sentence[0].upper() + sentence[1:] for sentence in told)
             return _tidy(f"{opening}. {body}."), calls
         return _tidy(f"{opening}: {', '.join(told[:-1])}, and {told[-1]}."), calls
+
+    def _told_of(self, dressed: Dressed) -> list[str]:
+        """The arguments that a story of several cases speaks of."""
+        return [key for key in dressed.names if key in dressed.required]
 
     def again(self, dressed: Dressed, times: int) -> tuple[str, list[Call]]:
         """Ask for the same function in several whole sentences, each with its own template and optional arguments."""
@@ -108,7 +117,11 @@ class Questions:
         before, group, after = re.fullmatch(r"([^<]*)(?:<(.*)>)?([^<]*)", text, re.DOTALL).groups("")  # type: ignore[union-attr]
         shared: dict[str, Any] = dict(flags)
         head, tail = self._values(dressed, before, shared), self._values(dressed, after, shared)
-        if times > 2 and self.rng.random() < 0.4 and (made := self._every_combination(dressed, group, shared)):
+        if (
+            times > 2
+            and self.rng.random() < self.COMBINED
+            and (made := self._every_combination(dressed, group, shared))
+        ):
             return _tidy(head + made[0] + tail), made[1]
         copies: list[str] = []
         surfaces: list[dict[str, str]] = []
@@ -227,6 +240,12 @@ class Questions:
         elif rng.random() < 0.06:
             question = f"Use {dressed.name} with {joined}."
         return question, self._call(dressed, arguments)
+
+
+def a_word(name: str) -> str:
+    """A parameter's name in words, after an article: "an interest rate"."""
+    words = words_of(name)
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def _tidy(text: str) -> str:

@@ -4,6 +4,8 @@
 
 Keys are the fields of trl's SFTConfig (optimiser, schedule, batch, seed, output_dir …), of its ModelConfig (model and
 LoRA) and of `Extra` below. A key that is none of them is refused: a misspelt learning rate must not train for an hour.
+A recipe that names an `adapter` goes on from it; the adapter's own file says rank, alpha and targets, so such a recipe
+has none of the lora_ keys.
 """
 
 import dataclasses
@@ -12,7 +14,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from shared.errors import UserError
 
@@ -40,10 +42,12 @@ DEFAULTS: dict[str, Any] = {
 class Extra:
     """The fields of a recipe that trl does not have.
 
-    data: JSONL of conversations (collate.py says what a row is). checkpoint_minutes: time between two checkpoints.
+    data: JSONL of conversations (collate.py says what a row is). adapter: LoRA directory where training starts; empty
+    for a fresh one. checkpoint_minutes: time between two checkpoints.
     """
 
     data: str = field(metadata={"help": "JSONL file of conversations"})
+    adapter: str = field(default="", metadata={"help": "LoRA directory to start from"})
     checkpoint_minutes: float = field(default=5.0, metadata={"help": "minutes between checkpoints"})
 
 
@@ -60,23 +64,43 @@ class Recipe:
     def output(self) -> Path:
         return Path(str(self.training.output_dir))
 
+    @property
+    def start(self) -> Path | None:
+        """The weights of the adapter to start from, where one is named."""
+        return Path(self.extra.adapter) / "adapter_model.safetensors" if self.extra.adapter else None
+
     def lora(self) -> "LoraConfig":
-        """The adapter's shape, as peft wants it."""
+        """The adapter's shape, as peft wants it. Raises UserError when the one to start from is not there."""
+        from peft import LoraConfig
         from trl import get_peft_config
 
+        if self.start:
+            if not self.start.exists():
+                raise UserError(f"adapter={self.extra.adapter}: no LoRA adapter is there; train it first")
+            started: LoraConfig = LoraConfig.from_pretrained(self.extra.adapter)
+            started.inference_mode = False
+            started.base_model_name_or_path = None  # peft warns when a directory stands for the catalog name in it
+            return started
         config: LoraConfig = get_peft_config(self.model)
         if isinstance(config.target_modules, list | set) and "all-linear" in config.target_modules:
             config.target_modules = "all-linear"  # the parser makes a list of it, peft knows it as a word
         return config
 
     def fingerprint(self) -> dict[str, Any]:
-        """What must be equal for a checkpoint to be continued: every written value, and the data's hash."""
+        """What must be equal for a checkpoint to be continued: every written value, the data, the adapter started from.
+
+        Files by their hash, not by where they are. Raises UserError when one is not there.
+        """
         try:
             digest = hashlib.sha256(Path(self.extra.data).read_bytes()).hexdigest()
         except OSError as error:
             raise UserError(f"data={self.extra.data}: cannot be read ({error.strerror}); build it first") from None
-        ignored = ("output_dir", "data", "checkpoint_minutes")  # where, not what
-        return {**{k: v for k, v in self.values.items() if k not in ignored}, "data_sha256": digest}
+        ignored = ("output_dir", "data", "adapter", "checkpoint_minutes")  # where, not what
+        made = {**{k: v for k, v in self.values.items() if k not in ignored}, "data_sha256": digest}
+        if self.start:
+            self.lora()  # says it when there is none
+            made["adapter_sha256"] = hashlib.sha256(self.start.read_bytes()).hexdigest()
+        return made
 
 
 def load_recipe(path: Path, overrides: list[str]) -> Recipe:
@@ -84,6 +108,11 @@ def load_recipe(path: Path, overrides: list[str]) -> Recipe:
 
     Raises UserError for a missing or malformed file, an unknown key and a value of the wrong type.
     """
+    return Recipe(*parse(path, read_values(path, overrides), Extra))
+
+
+def read_values(path: Path, overrides: list[str]) -> dict[str, Any]:
+    """The keys and values of a recipe file, overridden. Raises UserError for a file or an override that is none."""
     import yaml
 
     try:
@@ -99,15 +128,26 @@ def load_recipe(path: Path, overrides: list[str]) -> Recipe:
         if not equals:
             raise UserError(f"--set {override}: write --set key=value")
         values[key.strip()] = yaml.safe_load(text) if text else None
+    return values
 
+
+ExtraT = TypeVar("ExtraT", bound=Extra)
+
+
+def parse(
+    path: Path, values: dict[str, Any], extra_type: type[ExtraT]
+) -> tuple["SFTConfig", "ModelConfig", ExtraT, dict[str, Any]]:
+    """Have trl's parser check the values; return what a Recipe is made of. Raises UserError that names the key."""
     from trl import ModelConfig, SFTConfig, TrlParser  # ten seconds: after what can be said without it
 
     class Parser(TrlParser):  # type: ignore[misc]  # trl is untyped
         def error(self, message: str) -> NoReturn:
             raise UserError(f"{path}: {message}")
 
-    types = (Extra, ModelConfig, SFTConfig)
+    types = (extra_type, ModelConfig, SFTConfig)
     known = {f.name for t in types for f in dataclasses.fields(t) if f.init}
+    if values.get("adapter"):
+        known = {name for name in known if not name.startswith("lora_")}
     for key in values:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
@@ -120,7 +160,7 @@ def load_recipe(path: Path, overrides: list[str]) -> Recipe:
         raise UserError(f"recipe {path}: model_name_or_path is missing")
     if training.packing or training.padding_free:
         raise UserError(f"recipe {path}: batches are laid out without padding already; leave packing out")
-    return Recipe(training, model, extra, values)
+    return training, model, extra, values
 
 
 def _as_arguments(values: dict[str, Any]) -> list[str]:

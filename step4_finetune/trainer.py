@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model
+from peft import get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, PrinterCallback, Trainer, set_seed
 from trl import SFTTrainer
 
+from shared.errors import UserError
 from shared.files import atomic_directory, atomic_write
 from step4_finetune import attention
 from step4_finetune.collate import Example, Layout, collate
@@ -135,7 +137,7 @@ def forward_loss(
 
 
 def load_model(recipe: Recipe, directory: Path) -> torch.nn.Module:
-    """The frozen base model in its dtype, with fresh float32 LoRA matrices on it."""
+    """The frozen base model in its dtype, with float32 LoRA matrices on it: fresh ones, or those of recipe.start."""
     packed = quantization(recipe.model)  # refuses 4 bits where they cannot be trained on
     attention.register()
     set_seed(recipe.training.seed)  # A starts random
@@ -148,8 +150,22 @@ def load_model(recipe: Recipe, directory: Path) -> torch.nn.Module:
         device_map={"": recipe.training.local_process_index} if packed else None,  # packed weights cannot be moved
     )
     adapted = get_peft_model(model, recipe.lora())
+    if recipe.start:
+        load_adapter(adapted, recipe.start)
     fuse_lora(adapted)
     return adapted
+
+
+def load_adapter(model: Any, path: Path) -> None:
+    """Put an adapter's weights into the model's LoRA layers. Raises UserError when they are of another shape."""
+    weights = load_file(path)
+    try:
+        result = set_peft_model_state_dict(model, weights)
+    except RuntimeError:
+        raise UserError(f"{path} is not an adapter of this model: its matrices have other shapes") from None
+    ours = sum("lora_" in name for name, _ in model.named_parameters())
+    if result.unexpected_keys or len(weights) != ours:
+        raise UserError(f"{path} is not an adapter of this model: it has {len(weights)} matrices, {ours} are wanted")
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:

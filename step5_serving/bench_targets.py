@@ -23,7 +23,7 @@ import aiohttp
 from shared.errors import UserError
 from step5_serving import keys
 from step5_serving.database import connect
-from step5_serving.launch import Launch, free_port
+from step5_serving.launch import Launch, fastest_dtype, free_port
 from step5_serving.load import Target, ask
 from step5_serving.supervisor import GRACE, TETHER, kill_group
 
@@ -117,7 +117,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 plan = json.load(sys.stdin)
 tokenizer = AutoTokenizer.from_pretrained(plan["directory"])
-model = AutoModelForCausalLM.from_pretrained(plan["directory"], dtype=torch.bfloat16).eval()
+model = AutoModelForCausalLM.from_pretrained(plan["directory"], dtype=getattr(torch, plan["dtype"])).eval()
 
 
 class Clock:
@@ -153,12 +153,15 @@ json.dump(done, sys.stdout)
 def generate_one_by_one(
     directory: Path, prompts: Sequence[str], *, max_tokens: int, seconds: float
 ) -> list[dict[str, Any]]:
-    """Answer prompts with transformers' `generate`, one after the other, bf16 as the engine's.
+    """Answer prompts with transformers' `generate`, one after the other, in the engine's dtype.
 
     Return per answer when it began ("due") and when each token came ("times"). The first prompt is also the warm-up.
     Raises UserError (exit code 1) when the process fails, with its last lines.
     """
-    plan = {"directory": str(directory), "prompts": list(prompts), "max_tokens": max_tokens, "seconds": seconds}
+    plan = {
+        "directory": str(directory), "dtype": fastest_dtype(),
+        "prompts": list(prompts), "max_tokens": max_tokens, "seconds": seconds,
+    }  # fmt: skip
     with tempfile.TemporaryFile() as errors:
         done = subprocess.run(
             [sys.executable, "-c", GENERATE], input=json.dumps(plan).encode(), stdout=subprocess.PIPE, stderr=errors

@@ -180,7 +180,7 @@ CHAPTER = Chapter(
     [
         "A tool call is text in an agreed form. A model that was never taught the form talks instead; one that is "
         "forced into it calls even where nothing fits.",
-        "The adapter “tools” is step 4's work: 10 MB beside the same weights, trained for 65 minutes on two cores.",
+        "The adapter “tools” is step 4's work: 10 MB beside the same weights, trained for 135 minutes on two cores.",
     ],
     ["make step2", ".venv/bin/python -m step2_tool_calling eval --prompts plain --limit 20"],
     perform,

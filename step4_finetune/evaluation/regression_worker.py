@@ -24,7 +24,7 @@ def measure(folder: Path, model: Path, adapter: Path | None) -> dict[str, list[d
     from lm_eval.tasks import TaskManager
 
     from shared.models import choose_device
-    from shared.weights import cpu_has_fast_bfloat16
+    from shared.provenance import cpu_has_fast_bfloat16
 
     device = str(choose_device("auto").value)
     fast = device == "cuda" or (device == "cpu" and cpu_has_fast_bfloat16())

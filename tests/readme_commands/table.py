@@ -213,6 +213,9 @@ TABLE: dict[str, Run | Parsed | RunBy | tuple[RunBy, ...]] = {
         RunBy(RESUMED, "train"),
     ),
     f"{PY} step4_finetune train tools_sft_full": (RunBy(RECIPE, "train tools_sft"), RunBy(RESUMED, "train")),
+    f"{PY} step4_finetune train tools_sft_second": RunBy(
+        "tests/step4/test_train_resume.py::test_a_recipe_goes_on_from_an_adapter", "train"
+    ),
     f"{PY} step4_finetune train tools_dpo_full": RunBy(RECIPE, "tools_dpo_full"),
     f"{PY} step4_finetune.train_bench step4_finetune/recipes/tools_sft_full.yaml --steps 4": Parsed(
         "several minutes of training with two trainers, on an idle machine"

@@ -8,11 +8,12 @@ from shared.errors import UserError
 from step4_finetune.recipe import load_recipe
 from tests.step4.training_rows import write_run
 
-RECIPES = sorted((Path(__file__).parents[2] / "step4_finetune/recipes").glob("tools_sft_*.yaml"))
+FOLDER = Path(__file__).parents[2] / "step4_finetune/recipes"
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_committed_recipes_parse(path: Path) -> None:
+@pytest.mark.parametrize("name", ["tools_sft_quick", "tools_sft_full"])
+def test_committed_recipes_parse(name: str) -> None:
+    path = FOLDER / f"{name}.yaml"
     recipe = load_recipe(path, [])
     lora, training = recipe.lora(), recipe.training
     assert (lora.r, lora.lora_alpha, lora.target_modules, lora.lora_dropout) == (16, 32, "all-linear", 0.0)
@@ -20,6 +21,17 @@ def test_committed_recipes_parse(path: Path) -> None:
     assert not training.gradient_checkpointing
     assert not training.bf16
     assert recipe.output == Path("out/step4") / path.stem
+
+
+def test_the_second_hour_goes_on_from_the_first(tmp_path: Path) -> None:
+    recipe = load_recipe(FOLDER / "tools_sft_second.yaml", [])
+    first = load_recipe(FOLDER / "tools_sft_full.yaml", [])
+    assert Path(recipe.extra.adapter) == first.output / "adapter"
+    assert recipe.training.learning_rate < first.training.learning_rate
+    with pytest.raises(UserError, match="no LoRA adapter is there; train it first"):
+        load_recipe(FOLDER / "tools_sft_second.yaml", [f"adapter={tmp_path}"]).lora()
+    with pytest.raises(UserError, match="unknown key 'lora_r'"):  # the adapter has its shape already
+        load_recipe(FOLDER / "tools_sft_second.yaml", ["lora_r=8"])
 
 
 def test_overrides_win_and_are_recorded(tmp_path: Path) -> None:

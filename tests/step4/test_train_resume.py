@@ -47,10 +47,14 @@ def adapter(output: Path) -> dict[str, torch.Tensor]:
     return load_file(output / "adapter/adapter_model.safetensors")
 
 
-def assert_same(output: Path, undisturbed: Path) -> None:
+def assert_close_weights(output: Path, undisturbed: Path) -> None:
     theirs = adapter(undisturbed)
     for name, tensor in adapter(output).items():
         torch.testing.assert_close(tensor, theirs[name], rtol=0.01, atol=1e-6)  # one step of bfloat16 is 0.8 %
+
+
+def assert_same(output: Path, undisturbed: Path) -> None:
+    assert_close_weights(output, undisturbed)
     ours, reference = (json.loads((path / "training.json").read_text())["history"] for path in (output, undisturbed))
     for a, b in zip(ours, reference, strict=True):
         if "loss" in a:
@@ -114,6 +118,14 @@ def test_accumulated_batches_train_as_one_large_batch(
     recipe = write_run(tmp_path, tiny_llama, per_device_train_batch_size=2, gradient_accumulation_steps=2)
     train(load_recipe(recipe, []))
     assert_same(tmp_path / "out", undisturbed[0])
+
+
+def test_a_recipe_goes_on_from_an_adapter(undisturbed: tuple[Path, Training], tiny_llama: Path, tmp_path: Path) -> None:
+    shape = dict.fromkeys(("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"))
+    path = write_run(tmp_path, tiny_llama, adapter=str(undisturbed[0] / "adapter"), **shape)
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if not line.startswith("lora_")))
+    train(load_recipe(path, ["learning_rate=1e-9", "num_train_epochs=1"]))  # so small that it stays where it starts
+    assert_close_weights(tmp_path / "out", undisturbed[0])
 
 
 def test_the_adapter_gives_the_engine_what_peft_computes(undisturbed: tuple[Path, Training], tiny_llama: Path) -> None:

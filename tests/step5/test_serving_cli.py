@@ -156,6 +156,7 @@ def adapter(folder: Path, rank: int, base: str = "smollm2-135m") -> Path:
 def test_vllms_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch.importlib.util, "find_spec", lambda _: object())
     monkeypatch.setattr(launch, "_has_gpu", lambda: False)
+    monkeypatch.setattr(launch, "cpu_has_fast_bfloat16", lambda: True)
     (tmp_path / "chat_template.jinja").touch()
     adapters = [adapter(tmp_path / "tools", 16), adapter(tmp_path / "grader", 24)]
     made = vllm_launch(tmp_path, "smollm2-135m", adapters, slots=8, extra=["--max-model-len", "4096"])
@@ -163,6 +164,7 @@ def test_vllms_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "-m vllm.entrypoints.openai.api_server" in line
     assert "--served-model-name smollm2-135m --host 127.0.0.1" in line
     assert "--max-num-seqs 8" in line
+    assert "--dtype bfloat16" in line
     assert f"--chat-template {tmp_path}/chat_template.jinja" in line
     assert "--max-loras 2 --max-lora-rank 32" in line  # the next rank that has kernels
     assert f"--lora-modules tools={tmp_path}/tools grader={tmp_path}/grader" in line
@@ -171,7 +173,10 @@ def test_vllms_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert made.env["OMP_NUM_THREADS"] == str(
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     )
+    monkeypatch.setattr(launch, "cpu_has_fast_bfloat16", lambda: False)
+    assert "--dtype float32" in " ".join(vllm_launch(tmp_path, "m").command)  # where bfloat16 is emulated
     monkeypatch.setattr(launch, "_has_gpu", lambda: True)
+    assert "--dtype bfloat16" in " ".join(vllm_launch(tmp_path, "m").command)
     assert "--enforce-eager" not in vllm_launch(tmp_path, "m").command
     assert "VLLM_CPU_KVCACHE_SPACE" not in vllm_launch(tmp_path, "m").env
     assert "--otlp-traces-endpoint" not in vllm_launch(tmp_path, "m").command

@@ -217,7 +217,7 @@ def test_an_adapter_of_step_4_says_the_same_on_it(gateway: Gateway, tmp_path: Pa
     """Greedy answers of vLLM beside those of the embedded engine; they part where two tokens are nearly as likely."""
     run = program(gateway, tmp_path)
     (found,) = run("step4_finetune.hand_off", "tools", "--against", f"{gateway.url}/v1", "--limit", "4")
-    # In bfloat16; all of 50 answers in float32 (step4_finetune/results/hand_off_float32.json).
+    # In bfloat16, where the CPU has it; all of 50 answers in float32 (step4_finetune/results/hand_off_float32.json).
     assert found["agreeing"] >= 0.5 * found["tokens"] > 70, found
     assert all((difference["gap"] or 0.0) < 0.5 for difference in found["differences"]), found
 

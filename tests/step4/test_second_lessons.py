@@ -1,0 +1,79 @@
+"""The second hour's questions: right like the first one's, and of the kinds that the first adapter got wrong.
+
+python -m pytest tests/step4/test_second_lessons.py
+"""
+
+import re
+
+from step4_finetune import data_build
+from step4_finetune.decontaminate import Evaluation
+from step4_finetune.examples import CALLS, NO_CALLS, Example, problem
+from step4_finetune.generator import Generator
+from step4_finetune.second_lessons import SecondGenerator
+from step4_finetune.value_pools import WORDS
+
+NOTHING = Evaluation(frozenset(), frozenset(), frozenset())
+
+
+def made(maker: type[Generator] = SecondGenerator, **counts: int) -> list[Example]:
+    wanted = counts or dict.fromkeys(data_build.MIXTURE, 12)
+    groups = data_build.synthesize(1, wanted, NOTHING, data_build.Report(), maker=maker)
+    return [example for group in groups for example in group]
+
+
+def test_every_example_passes_the_check_and_every_kind_is_there() -> None:
+    found = made()
+    assert {example.kind for example in found} == set(CALLS) | set(NO_CALLS)
+    assert all(problem(example) is None for example in found)
+    assert [example.messages for example in found] == [example.messages for example in made()]
+
+
+def test_more_calls_are_wanted_than_in_the_first_hour() -> None:
+    counts = {"parallel": 80, "parallel_multiple": 80}
+    first, second = (
+        [len(example.calls()) for example in made(maker, **counts) if example.kind.startswith("parallel")]
+        for maker in (Generator, SecondGenerator)
+    )
+    assert sum(number > 2 for number in second) / len(second) > 0.6
+    assert sum(number > 2 for number in first) / len(first) < 0.5
+
+
+def test_the_same_but_one_argument() -> None:
+    """What a question does not say again is in every call, as it was said first."""
+    asked = [
+        e for e in made(parallel=80) if re.search(r"(the same|do it|do it once more) (but |for |with )", e.question)
+    ]
+    assert len(asked) >= 5
+    for example in asked:
+        (name, first), *others = example.calls()
+        assert others
+        for other, arguments in others:
+            changed = [key for key in first if arguments[key] != first[key]]
+            assert (other, arguments.keys(), len(changed)) == (name, first.keys(), 1)
+
+
+def test_a_story_of_several_cases_speaks_of_optional_arguments_too() -> None:
+    stories = [e for e in made(parallel=120) if re.search(r"\bthe first (has|comes with)", e.question, re.IGNORECASE)]
+    assert len(stories) >= 5
+    optional = 0
+    for example in stories:
+        parameters = example.tools[0]["function"]["parameters"]
+        for _, arguments in example.calls():
+            optional += len(arguments.keys() - set(parameters["required"]))
+    assert optional > 0
+
+
+def test_values_between_quotes_come_without_them() -> None:
+    found = made(single=120)
+    quoted = [e for e in found if any(f"'{v}'" in e.question for _, a in e.calls() for v in a.values())]
+    assert 0.05 < len(quoted) / len(found) < 0.4
+    assert not [e for e in found for _, a in e.calls() for v in a.values() if str(v).startswith("'")]
+
+
+def test_some_names_are_in_no_word_list() -> None:
+    """They can only have been copied."""
+    known = WORDS.read_text(encoding="utf-8").lower()
+    calls = [arguments for example in made(single=200) for _, arguments in example.calls()]
+    names = [value for arguments in calls for key, value in arguments.items() if key in ("city", "country", "museum")]
+    unknown = [name for name in names if name.lower() not in known]
+    assert 0.02 < len(unknown) / len(names) < 0.6
