@@ -20,7 +20,7 @@ from shared.results import format_metric
 from step4_finetune.columns import Entry
 from step4_finetune.record import compare_entries, entries_of, judged_of, read_record
 from step4_finetune.report_training import training
-from step4_finetune.tables import COSTS
+from step4_finetune.tables import COSTS, p_value
 
 if TYPE_CHECKING:
     from step4_finetune.evaluation.comparison import Comparison, Example, Judged, Side
@@ -104,7 +104,7 @@ def _summary(parts: Sequence[Part]) -> str:
     change = entry.changes[-1 if part.entries[0].strategy == "choice" else 0]
     low, high = change["ci95"]
     verdict = "beyond chance" if change["p"] < CHANCE else "not beyond chance"
-    numbers = f"n = {change['n']}, p = {change['p']:.2g}, {verdict}"
+    numbers = f"n = {change['n']}, {escape(p_value(change['p']))}, {verdict}"
     if change["group"] == "AUROC":
         return (
             f"<b>{escape(entry.label)}</b> ranks {escape(part.name)} better than {escape(entry.baseline)} by "
@@ -206,7 +206,7 @@ def _auroc(found: "Comparison") -> str:
 def _coloured(shown: str, interval: str, value: float, p: float, n: int) -> str:
     """A cell of the table of changes; coloured where chance alone would rarely do it."""
     kind = ("good" if value > 0 else "bad") if p < CHANCE else ""
-    return f'<span class="{kind}">{shown}</span> {interval}<br><span class="small">p = {p:.2g}, n = {n}</span>'
+    return f'<span class="{kind}">{shown}</span> {interval}<br><span class="small">{escape(p_value(p))}, n = {n}</span>'
 
 
 def _regressions(found: dict[str, Any]) -> str:

@@ -19,10 +19,15 @@ from step4_finetune.function_specs import CLAUSE, SLOT, Function, clause_keys
 from step4_finetune.generator import Generator
 from step4_finetune.questions import Call, Questions, a_word
 from step4_finetune.schema_variants import Dressed, dress
-from step4_finetune.value_pools import Value, coined, is_name
+from step4_finetune.value_pools import Value, draw, parse_pool
 
 # Pools whose values can be told in one phrase of their own: "the same, but with a … of 5".
 _RETOLD = frozenset({"int", "num", "money", "percent", "year", "date", "clock", "city", "citystate", "person", "title"})
+# Pools of names that a question may bring without anybody having heard of them.
+_NAMES = frozenset({
+    "artist", "airline", "brand", "city", "company", "composer", "country", "event", "game", "hotel", "landmark",
+    "mountain", "museum", "park", "person", "product", "restaurant", "river", "station", "team", "title", "university",
+})  # fmt: skip
 _BUT = (
     "And can you do the same but with {} instead?", "Then do the same for {}.", "Also do it with {}.",
     "Now do the same, but for {}.", "What about {}?", "And the same with {}, please.",
@@ -105,8 +110,8 @@ class SecondQuestions(Questions):
         if not isinstance(value.value, str) or value.surface != value.value:
             return value  # a number, or a text that the call normalises
         text = value.value
-        if is_name(dressed.function.argument(key).pool) and self.rng.random() < self.MADE_UP:
-            text = coined(self.rng)
+        if dressed.function.argument(key).pool.kind in _NAMES and self.rng.random() < self.MADE_UP:
+            text = _coined(self.rng)
         if text == value.value and not self.quoted:
             return value
         return Value(f"'{text}'" if self.quoted and "'" not in text else text, text)
@@ -121,3 +126,10 @@ class SecondGenerator(Generator):
 
     def __init__(self, functions: tuple[Function, ...], rng: Random) -> None:
         super().__init__(functions, rng, SecondQuestions)
+
+
+def _coined(rng: Random) -> str:
+    """A name that nobody knows, so that it can only be copied: a made-up word, letters, or a longer one of both."""
+    letters = "".join(rng.choice("ABCDEFGHIKLMNOPRSTVWZ") for _ in range(rng.choice([3, 3, 4])))
+    word, noun, other, last = (draw(parse_pool(kind), rng).surface for kind in ("madeup", "noun", "noun", "last"))
+    return rng.choice([word, letters, f"{word} {noun}", f"{other} of {word}", f"{word} & {last}"])

@@ -79,8 +79,15 @@ def change_line(change: dict[str, Any]) -> str:
     low, high = change["ci95"]
     value = change["difference"]
     if change["group"].startswith("AUROC"):
-        return f"{change['group']}: {value:+.3f} [{low:+.3f}, {high:+.3f}], p = {change['p']:.2g}, n = {change['n']}"
-    return f"{change['group']}: {value:+.1f} points [{low:+.1f}, {high:+.1f}], p = {change['p']:.2g}, n = {change['n']}"
+        return f"{change['group']}: {value:+.3f} [{low:+.3f}, {high:+.3f}], {p_value(change['p'])}, n = {change['n']}"
+    return (
+        f"{change['group']}: {value:+.1f} points [{low:+.1f}, {high:+.1f}], {p_value(change['p'])}, n = {change['n']}"
+    )
+
+
+def p_value(p: float) -> str:
+    """A p value in words; none is zero, but the tail of a normal distribution ends where its float does."""
+    return f"p = {p:.2g}" if p > 0 else "p < 1e-15"
 
 
 def print_change(change: "Change") -> None:

@@ -324,33 +324,6 @@ _MADE: dict[str, Callable[[Random], str]] = {
 }
 
 
-# Pools of names that a question may bring without anybody having heard of them.
-_NAMES = frozenset({
-    "artist", "airline", "brand", "city", "company", "composer", "country", "event", "game", "hotel", "landmark",
-    "mountain", "museum", "park", "person", "product", "restaurant", "river", "station", "team", "title", "university",
-})  # fmt: skip
-
-
-def is_name(pool: Pool) -> bool:
-    """Whether a pool's values are names: any text could stand in their place."""
-    return pool.kind in _NAMES
-
-
-def coined(rng: Random) -> str:
-    """A name that nobody knows, so that it can only be copied: a made-up word, letters, or a longer one of both."""
-    letters = "".join(rng.choice("ABCDEFGHIKLMNOPRSTVWZ") for _ in range(rng.choice([3, 3, 4])))
-    word = _madeup(rng)
-    return rng.choice(
-        [
-            word,
-            letters,
-            f"{word} {_pick(rng, 'noun')}",
-            f"{_pick(rng, 'noun')} of {word}",
-            f"{word} & {_pick(rng, 'last')}",
-        ]
-    )
-
-
 def words_of(name: str) -> str:
     """The words of an identifier: flight_number and flightNumber are "flight number"."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).replace("_", " ").lower().strip()

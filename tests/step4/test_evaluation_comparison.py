@@ -11,6 +11,7 @@ from shared.stats import auroc
 from step4_finetune.evaluation.calibration import auroc_difference, best_threshold, calibration
 from step4_finetune.evaluation.comparison import compare, failures, judge, row, said
 from step4_finetune.evaluation.task import Answer, Item, Score, Task
+from step4_finetune.tables import p_value
 
 
 def score(item: Item, answer: Answer, threshold: float) -> Score:
@@ -187,3 +188,8 @@ def test_the_best_threshold_weighs_both_kinds_alike() -> None:
     assert best_threshold(probabilities, labels) == 0.2
     with pytest.raises(UserError, match="both kinds"):
         best_threshold([0.1], [True])
+
+
+def test_no_p_value_is_zero() -> None:
+    assert p_value(0.0123) == "p = 0.012"
+    assert p_value(0.0) == "p < 1e-15"

@@ -176,14 +176,16 @@ def test_train_takes_a_recipe_by_name_or_file_and_knows_dpo_from_sft(
 ) -> None:
     done = step4("train", "tools_sft_quick", "--set", "seed=1", "--set", "num_train_epochs=1")
     assert "loss 2.500 → 1.500 in 6 steps, 30 s, 270 tok/s" in done.out
-    Path("mine.yaml").write_text("adapter: out/x/adapter\ndata: pairs.jsonl\n")
+    Path("mine.yaml").write_text("adapter: out/x/adapter\ndata: pairs.jsonl\nbeta: 0.1\n")
     assert json.loads(step4("train", "mine.yaml", "--json").out)["pairs"] == 7
     step4("train", pipeline.RECIPES / "tools_dpo_full.yaml")
+    step4("train", "tools_sft_second")  # starts from an adapter, but has no pairs
     kinds = [(kind, path.name, overrides) for kind, path, overrides in trained]
     assert kinds == [
         ("sft", "tools_sft_quick.yaml", ["seed=1", "num_train_epochs=1"]),
         ("dpo", "mine.yaml", []),
         ("dpo", "tools_dpo_full.yaml", []),
+        ("sft", "tools_sft_second.yaml", []),
     ]
 
 
