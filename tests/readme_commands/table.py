@@ -233,6 +233,9 @@ TABLE: dict[str, Run | Parsed | RunBy | tuple[RunBy, ...]] = {
     f"OPENAI_BASE_URL=http://127.0.0.1:8000/v1 {PY} step4_finetune eval bfcl --limit 20": (
         RunBy(f"{EVAL4}eval_of_an_endpoint_makes_the_columns_and_their_changes", "OPENAI_BASE_URL"),
     ),
+    f"{PY} step4_finetune eval regressions --adapter tools --adapter grader --limit 500": RunBy(
+        f"{EVAL4}regressions_are_measured_per_adapter", "regressions"
+    ),
     f"{PY} step4_finetune compare out/step4/eval/A.jsonl out/step4/eval/B.jsonl": RunBy(
         f"{EVAL4}compare_shows_changes_and_items", "compare"
     ),
