@@ -17,7 +17,6 @@ from step4_finetune.examples import CALLS, NO_CALLS, Example, problem
 from step4_finetune.function_specs import functions
 from step4_finetune.generator import Generator
 from step4_finetune.real_data import bfcl_live, glaive
-from step4_finetune.second_lessons import SecondGenerator
 
 if TYPE_CHECKING:
     from shared.tokenizer import ChatTokenizer
@@ -52,9 +51,9 @@ class Report:
 
 
 def build(
-    seed: int, counts: Mapping[str, int] | None = None, *, real: bool = True, second: bool = False
+    seed: int, counts: Mapping[str, int] | None = None, *, real: bool = True, maker: type[Generator] = Generator
 ) -> tuple[list[Example], Report]:
-    """Build the training set. counts: synthetic groups per kind, MIXTURE if None. second: asked as in second_lessons.
+    """Build the training set. counts: synthetic groups per kind, MIXTURE if None. maker: who asks.
 
     The order is the one to train in: shuffled, but examples that show the same tools stay neighbours, so that a batch
     of rows in this order shares as much as it can (collate.py). Any first part of it has about the same mixture.
@@ -62,7 +61,7 @@ def build(
     """
     against = evaluation()
     report = Report()
-    groups = synthesize(seed, counts or MIXTURE, against, report, maker=SecondGenerator if second else Generator)
+    groups = synthesize(seed, counts or MIXTURE, against, report, maker=maker)
     if real:
         for source, examples in (("bfcl-live", bfcl_live()), ("glaive", glaive())):
             kept, report.removed[source] = remove(examples, against)

@@ -25,8 +25,8 @@ SETS = ("tools", "grader")
 # The first 320 of 4,000 tools examples: 112,000 tokens, 9 minutes for an epoch at 215 tok/s (2 cores, no bfloat16).
 QUICK_EXAMPLES = 320
 PROMPTS_SHARE = 5  # a fifth of the training mixture: some 800 prompts, of which a run takes evenly spaced ones
-SECOND_SEED = 2_000_000
 PROMPTS_SEED = 1_000_000  # above every training seed: answers to prompts that were trained on are nearly always right
+SECOND_SEED = 2_000_000  # other draws than the first hour's and the prompts'
 SHOWN_REFUSALS = 5
 
 
@@ -53,9 +53,10 @@ def build(name: str, seed: int, folder: Path = FOLDER) -> dict[str, Any]:
 def _build_tools(seed: int, folder: Path) -> dict[str, Any]:
     from step4_finetune import data_build
     from step4_finetune.examples import write_jsonl
+    from step4_finetune.second_lessons import SecondGenerator
 
     examples, report = data_build.build(seed)
-    second, second_report = data_build.build(seed + SECOND_SEED, data_build.SECOND_MIXTURE, second=True)
+    second, second_report = data_build.build(seed + SECOND_SEED, data_build.SECOND_MIXTURE, maker=SecondGenerator)
     report.add(second_report)
     counts = {kind: max(1, count // PROMPTS_SHARE) for kind, count in data_build.MIXTURE.items()}
     prompts, _ = data_build.build(seed + PROMPTS_SEED, counts, real=False)

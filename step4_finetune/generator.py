@@ -50,18 +50,19 @@ Made = tuple[str, list[Call], str]  # question, calls, and the text where there 
 class Generator:
     """Makes groups of examples from function specifications, all from one random stream."""
 
+    ASKER = Questions
     TIMES: Sequence[int] = (2, 2, 2, 3, 3, 4)  # how often a parallel question wants its function
     FUNCTIONS: Sequence[int] = (2, 2, 2, 3)  # how many functions a parallel_multiple question wants
     TWICE = 0.12  # of those, how many are wanted twice
 
-    def __init__(self, functions: Sequence[Function], rng: Random, asker: type[Questions] = Questions) -> None:
+    def __init__(self, functions: Sequence[Function], rng: Random) -> None:
         self.rng = rng
         self.functions = functions
         self.by_domain: dict[str, list[Function]] = {}
         for function in functions:
             self.by_domain.setdefault(function.domain, []).append(function)
         self.domains = list(self.by_domain)
-        self.questions = asker(rng)
+        self.questions = self.ASKER(rng)
 
     def group(self, kind: str, number: int) -> list[Example]:
         """Make an example of a kind, and its siblings with the same tools. Each has to pass examples.problem."""

@@ -19,6 +19,7 @@ Call = tuple[str, dict[str, Any]]
 class Questions:
     """Asks questions, all from one random stream. normalised: see examples.Example."""
 
+    SAID = 0.6  # of the optional arguments that a template can speak of
     COMBINED = 0.4  # of several calls whose template has two slots: every value of one with every value of the other
 
     def __init__(self, rng: Random) -> None:
@@ -36,7 +37,7 @@ class Questions:
         """
         template = self.rng.choice([t for t in function.templates if whole or times == 1 or "<" in t])
         keys = [key for clause in CLAUSE.finditer(template) for key in sorted(clause_keys(clause))]
-        said = {key for key in keys if self.rng.random() < 0.6}
+        said = {key for key in keys if self.rng.random() < self.SAID}
         said |= {key for key in slots(template) if function.argument(key).optional}
         dressed = dress(function, self.rng, given=frozenset(said), template=template)
         plain = all(a.pool.kind != "bool" for a in function.arguments if a.key in dressed.required)

@@ -66,8 +66,13 @@ class Recipe:
 
     @property
     def start(self) -> Path | None:
-        """The weights of the adapter to start from, where one is named."""
-        return Path(self.extra.adapter) / "adapter_model.safetensors" if self.extra.adapter else None
+        """The weights of the adapter to start from, where one is named. Raises UserError when they are not there."""
+        if not self.extra.adapter:
+            return None
+        weights = Path(self.extra.adapter) / "adapter_model.safetensors"
+        if not weights.exists():
+            raise UserError(f"adapter={self.extra.adapter}: no LoRA adapter is there; train it first")
+        return weights
 
     def lora(self) -> "LoraConfig":
         """The adapter's shape, as peft wants it. Raises UserError when the one to start from is not there."""
@@ -75,8 +80,6 @@ class Recipe:
         from trl import get_peft_config
 
         if self.start:
-            if not self.start.exists():
-                raise UserError(f"adapter={self.extra.adapter}: no LoRA adapter is there; train it first")
             started: LoraConfig = LoraConfig.from_pretrained(self.extra.adapter)
             started.inference_mode = False
             started.base_model_name_or_path = None  # peft warns when a directory stands for the catalog name in it
@@ -98,7 +101,6 @@ class Recipe:
         ignored = ("output_dir", "data", "adapter", "checkpoint_minutes")  # where, not what
         made = {**{k: v for k, v in self.values.items() if k not in ignored}, "data_sha256": digest}
         if self.start:
-            self.lora()  # says it when there is none
             made["adapter_sha256"] = hashlib.sha256(self.start.read_bytes()).hexdigest()
         return made
 

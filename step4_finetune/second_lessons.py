@@ -42,7 +42,6 @@ class SecondQuestions(Questions):
     MADE_UP = 0.2
     QUOTED = 0.16
     SAME_BUT = 0.25
-    SAID = 0.6
 
     def __init__(self, rng: Random) -> None:
         super().__init__(rng)
@@ -120,12 +119,10 @@ class SecondQuestions(Questions):
 class SecondGenerator(Generator):
     """Generator (generator.py) with the second hour's questions."""
 
+    ASKER = SecondQuestions
     TIMES = (2, 2, 3, 3, 4, 4)
     FUNCTIONS = (2, 3, 3, 4)
     TWICE = 0.3
-
-    def __init__(self, functions: tuple[Function, ...], rng: Random) -> None:
-        super().__init__(functions, rng, SecondQuestions)
 
 
 def _coined(rng: Random) -> str:

@@ -139,7 +139,7 @@ def vllm_launch(
 
 
 def fastest_dtype() -> str:
-    """What a checkpoint is computed in: bfloat16, but float32 on CPUs that would emulate it, at half the speed."""
+    """What a checkpoint is computed in: bfloat16, but float32 on CPUs that would have to emulate it."""
     return "bfloat16" if _has_gpu() or cpu_has_fast_bfloat16() else "float32"
 
 

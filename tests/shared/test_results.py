@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from shared.errors import UserError
-from shared.provenance import git_revision, hardware, versions
+from shared.provenance import cpu_has_fast_bfloat16, git_revision, hardware, versions
 from shared.results import (
     Row,
     format_metric,
@@ -56,11 +56,20 @@ def test_round_trip_says_where_it_ran(tmp_path: Path) -> None:
 
 def test_provenance_needs_no_heavy_import() -> None:
     code = (
-        "import sys, shared.provenance as p; p.hardware(); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+        "import sys, shared.provenance as p; p.hardware(); p.cpu_has_fast_bfloat16(); "
+        "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
     assert versions("no-such-package-here").keys() == {"python"}
     assert hardware()["instruction_set"]
+
+
+@pytest.mark.parametrize(("instructions", "fast"), [("amx_bf16", True), ("avx512_bf16", True), ("avx512", False)])
+def test_bfloat16_is_fast_where_the_cpu_has_instructions_for_it(
+    instructions: str, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.provenance._cpu", lambda: ("a CPU", 2, instructions))
+    assert cpu_has_fast_bfloat16() is fast
 
 
 def test_revision_is_dirty_for_code_but_not_for_results(tmp_path: Path) -> None:
