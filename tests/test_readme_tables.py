@@ -3,6 +3,7 @@
 python -m pytest tests/test_readme_tables.py     # repair with: python -m shared.results render
 """
 
+import re
 from pathlib import Path
 
 from shared.results import read_results
@@ -19,3 +20,11 @@ def test_tables_equal_their_results() -> None:
 def test_every_results_file_is_well_formed() -> None:
     for path in REPOSITORY.glob("*/results/*.json"):
         read_results(path)
+
+
+def test_a_step_shows_its_own_results_only() -> None:
+    """Exported it stands alone, and the other steps' results are not there."""
+    for page in REPOSITORY.glob("step[1-5]_*/**/*.md"):
+        step = page.relative_to(REPOSITORY).parts[0]
+        shown = re.findall(r"^<!-- results: (\w+)/", page.read_text(encoding="utf-8"), re.MULTILINE)
+        assert set(shown) <= {step}, page
