@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from shared.errors import UserError
 from step4_finetune.decontaminate import Evaluation, evaluation, remove
 from step4_finetune.examples import CALLS, NO_CALLS, Example, problem
-from step4_finetune.function_specs import functions
+from step4_finetune.function_specs import Function, functions
 from step4_finetune.generator import Generator
 from step4_finetune.real_data import bfcl_live, glaive
 
@@ -30,6 +30,11 @@ MIXTURE = {
 SECOND_MIXTURE = {
     "single": 250, "multiple": 110, "parallel": 280, "parallel_multiple": 320,
     "no_tool": 170, "missing": 30, "small_talk": 10, "crowd": 60, "answer": 40,
+}  # fmt: skip
+# The same of the third hour's, over three times as many functions, without the real examples.
+THIRD_MIXTURE = {
+    "single": 320, "multiple": 100, "parallel": 200, "parallel_multiple": 220,
+    "no_tool": 110, "missing": 8, "small_talk": 4, "crowd": 8, "answer": 12,
 }  # fmt: skip
 HELD_OUT_MIXTURE = {"single": 65, "multiple": 24, "parallel": 22, "parallel_multiple": 18, "no_tool": 20}
 ATTEMPTS = 4  # per wanted example; more refusals than that mean a broken domain file
@@ -51,9 +56,14 @@ class Report:
 
 
 def build(
-    seed: int, counts: Mapping[str, int] | None = None, *, real: bool = True, maker: type[Generator] = Generator
+    seed: int,
+    counts: Mapping[str, int] | None = None,
+    *,
+    real: bool = True,
+    maker: type[Generator] = Generator,
+    chosen: Sequence[Function] | None = None,
 ) -> tuple[list[Example], Report]:
-    """Build the training set. counts: synthetic groups per kind, MIXTURE if None. maker: who asks.
+    """Build the training set. counts: synthetic groups per kind, MIXTURE if None. maker: who asks, about `chosen`.
 
     The order is the one to train in: shuffled, but examples that show the same tools stay neighbours, so that a batch
     of rows in this order shares as much as it can (collate.py). Any first part of it has about the same mixture.
@@ -61,7 +71,7 @@ def build(
     """
     against = evaluation()
     report = Report()
-    groups = synthesize(seed, counts or MIXTURE, against, report, maker=maker)
+    groups = synthesize(seed, counts or MIXTURE, against, report, maker=maker, chosen=chosen)
     if real:
         for source, examples in (("bfcl-live", bfcl_live()), ("glaive", glaive())):
             kept, report.removed[source] = remove(examples, against)
@@ -84,8 +94,12 @@ def synthesize(
     *,
     held: bool = False,
     maker: type[Generator] = Generator,
+    chosen: Sequence[Function] | None = None,
 ) -> list[list[Example]]:
-    """Generate each kind's count of groups, of examples that pass the check and share nothing with the evaluation."""
+    """Generate each kind's count of groups, of examples that pass the check and share nothing with the evaluation.
+
+    chosen: the functions to ask about; without them the training domains', or with `held` the held-out ones.
+    """
     unknown = counts.keys() - MIXTURE.keys()
     if unknown:
         raise UserError(f"there is no kind {sorted(unknown)[0]!r}; the kinds are {', '.join(MIXTURE)}")
@@ -93,7 +107,7 @@ def synthesize(
     seen: set[str] = set()
     for kind, count in counts.items():
         # A stream of its own for each kind, so that one count can change without changing the other kinds.
-        generator = maker(functions(held), Random(f"{seed} {kind} {held}"))
+        generator = maker(chosen or functions(held), Random(f"{seed} {kind} {held}"))
         wanted, attempts = len(groups) + count, 0
         while len(groups) < wanted:
             attempts += 1

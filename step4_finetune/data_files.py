@@ -1,7 +1,7 @@
 """The data files: which there are, how they come about, and the record of what was left out of them.
 
-out/step4/tools/    train.jsonl, its beginning train_quick.jsonl, second.jsonl (what the second hour trains on),
-                    prompts.jsonl (of another seed, for DPO)
+out/step4/tools/    train.jsonl, its beginning train_quick.jsonl, second.jsonl and third.jsonl (what the second and
+                    third hour train on), prompts.jsonl (of another seed, for DPO)
 out/step4/grader/   train.jsonl, train_quick.jsonl
 …/report.json       of each: sha256 and size of every file, what was refused and what was removed, by source
 
@@ -27,6 +27,7 @@ QUICK_EXAMPLES = 320
 PROMPTS_SHARE = 5  # a fifth of the training mixture: some 800 prompts, of which a run takes evenly spaced ones
 PROMPTS_SEED = 1_000_000  # above every training seed: answers to prompts that were trained on are nearly always right
 SECOND_SEED = 2_000_000  # other draws than the first hour's and the prompts'
+THIRD_SEED = 3_000_000
 SHOWN_REFUSALS = 5
 
 
@@ -53,17 +54,24 @@ def build(name: str, seed: int, folder: Path = FOLDER) -> dict[str, Any]:
 def _build_tools(seed: int, folder: Path) -> dict[str, Any]:
     from step4_finetune import data_build
     from step4_finetune.examples import write_jsonl
+    from step4_finetune.function_specs import functions, later_functions
     from step4_finetune.second_lessons import SecondGenerator
 
     examples, report = data_build.build(seed)
     second, second_report = data_build.build(seed + SECOND_SEED, data_build.SECOND_MIXTURE, maker=SecondGenerator)
     report.add(second_report)
+    everything = functions(held_out=False) + later_functions()
+    third, third_report = data_build.build(
+        seed + THIRD_SEED, data_build.THIRD_MIXTURE, real=False, maker=SecondGenerator, chosen=everything
+    )
+    report.add(third_report)
     counts = {kind: max(1, count // PROMPTS_SHARE) for kind, count in data_build.MIXTURE.items()}
     prompts, _ = data_build.build(seed + PROMPTS_SEED, counts, real=False)
     files = {
         "train.jsonl": examples,
         "train_quick.jsonl": examples[:QUICK_EXAMPLES],
         "second.jsonl": second,
+        "third.jsonl": third,
         "prompts.jsonl": prompts,
     }
     for name, chosen in files.items():

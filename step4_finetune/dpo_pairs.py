@@ -79,23 +79,29 @@ async def sample(
         if path.stat().st_size == 0:
             _append(file, {"sampling": asdict(sampling)})
         queue, finished = iter(missing), 0
+        failure: UserError | None = None
 
         async def worker() -> None:
-            nonlocal finished
+            nonlocal finished, failure
             for example in queue:  # shared by all workers: each takes the next one
-                answers = await _ask(client, sampling, example)
+                try:
+                    answers = await _ask(client, sampling, example)
+                except UserError as error:
+                    failure = failure or error
+                    return
                 done[example.id] = asked(example), answers
                 _append(file, {"id": example.id, "asked": asked(example), "answers": answers})
                 finished += 1
                 if finished % 50 == 0:
                     say(f"{finished}/{len(missing)} prompts answered")
+                if failure:  # another worker's: ask for no more, but keep what was asked for already
+                    return
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(concurrency, len(missing))):
-                    group.create_task(worker())
-        except* UserError as errors:  # one failing endpoint fails all workers; one sentence is enough
-            raise errors.exceptions[0] from None
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(concurrency, len(missing))):
+                group.create_task(worker())
+        if failure:
+            raise failure
     return {example.id: done[example.id][1] for example in examples}
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -179,12 +180,18 @@ class Endpoint:
         self.requests: list[dict[str, Any]] = []
         self.fail_after = 10_000
         self.refuse = ""
+        self.seconds = 0.0
         self.base_url = ""
+        self.lock = threading.Lock()
 
     def reply(self, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        with self.lock:
+            self.requests.append(request)
+            number = len(self.requests)
         question = request["messages"][-1]["content"]
-        if len(self.requests) > self.fail_after:
+        if number > self.fail_after:
             return 401, {"error": {"message": "no more"}}
+        time.sleep(self.seconds)
         if self.refuse and self.refuse in question:
             return 400, {"error": {"message": "too long"}}
         choices = []
@@ -208,7 +215,6 @@ def endpoint() -> Iterator[Endpoint]:
 
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            fake.requests.append(request)
             self.send(*fake.reply(request))
 
         def send(self, status: int, body: dict[str, Any]) -> None:
@@ -299,11 +305,11 @@ def test_answers_of_other_settings_are_not_mixed(draw: Callable[..., Any], tmp_p
 def test_a_failing_endpoint_is_one_sentence_and_keeps_the_answers(
     endpoint: Endpoint, draw: Callable[..., Any], tmp_path: Path
 ) -> None:
-    endpoint.fail_after = 2
+    endpoint.fail_after, endpoint.seconds = 2, 0.3  # the failure comes first; the answers are still under way
     with pytest.raises(UserError, match="the endpoint fails: .*no more.*the same command goes on from here"):
         draw(tmp_path / "s.jsonl", EXAMPLES)
     assert len(read_samples(tmp_path / "s.jsonl", Sampling("fake"))) == 2
-    endpoint.fail_after = 10_000
+    endpoint.fail_after, endpoint.seconds = 10_000, 0
     assert all(draw(tmp_path / "s.jsonl", EXAMPLES).values())
 
 

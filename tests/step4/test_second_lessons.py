@@ -1,13 +1,15 @@
-"""The second hour's questions: right like the first one's, and of the kinds that the first adapter got wrong.
+"""The later hours' questions: right like the first one's, of the kinds that adapters got wrong, over more functions.
 
 python -m pytest tests/step4/test_second_lessons.py
 """
 
 import re
+from random import Random
 
 from step4_finetune import data_build
 from step4_finetune.decontaminate import Evaluation
-from step4_finetune.examples import CALLS, NO_CALLS, Example, problem
+from step4_finetune.examples import CALLS, NO_CALLS, Example, answer_with_calls, problem
+from step4_finetune.function_specs import HELD_OUT, functions, later_functions
 from step4_finetune.generator import Generator
 from step4_finetune.second_lessons import SecondGenerator
 from step4_finetune.value_pools import WORDS
@@ -82,3 +84,32 @@ def unknown_countries(maker: type[Generator]) -> float:
     calls = [arguments for example in made(maker, single=300) for _, arguments in example.calls()]
     names = [arguments["country"] for arguments in calls if "country" in arguments]
     return sum(name.lower() not in known for name in names) / len(names)
+
+
+def test_the_third_hour_asks_about_more_functions_and_none_of_the_unseen_ones() -> None:
+    later = later_functions()
+    assert len(later) > 2 * len(functions(held_out=False))
+    names = [name for function in later for name in function.names]
+    assert len(names) == len(set(names))
+    known = {name for held in (False, True) for function in functions(held) for name in function.names}
+    assert not known & set(names)
+    assert not HELD_OUT & {function.domain for function in later}
+    unseen = {function.does.lower() for function in functions(held_out=True)}
+    assert not unseen & {function.does.lower() for function in later}
+
+
+def test_every_later_function_can_be_asked_for() -> None:
+    """Once, and three times at once; nearly every question has the values that its call needs."""
+    refused: list[str] = []
+    for function in later_functions():
+        generator = SecondGenerator([function], Random(0))
+        for times in (1, 1, 3, 3):
+            generator.questions.begin()
+            dressed, question, calls = generator.questions.ask(function, times)
+            assert len(calls) == 1 if times == 1 else len(calls) > 1, question
+        answer = answer_with_calls(calls)
+        messages = [{"role": "user", "content": question}, answer]
+        example = Example("x", "synthetic", "parallel", messages, [dressed.tool], generator.questions.normalised)
+        if found := problem(example):
+            refused.append(f"{function.names[0]}: {found}")
+    assert len(refused) < 0.05 * len(later_functions()), refused
