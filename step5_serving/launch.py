@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import platform
+import random
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -189,11 +190,25 @@ def embedded_launch(model: str, adapters: Sequence[Path] = (), *, slots: int = E
     return Launch("embedded", name, command, {"SERVER_API_KEY": ""}, f"http://127.0.0.1:{port}", slots, 15.0)
 
 
+# Below what systems hand out by themselves (32768 and up on Linux, 49152 on macOS). Between the choice of an engine's
+# port and its binding, or its restart, a gateway on port 0 or an outgoing connection could be given just that one.
+_PORTS = range(15_000, 30_000)
+_chosen: set[int] = set()
+
+
 def free_port() -> int:
-    """A loopback port that nobody uses now; an engine keeps its port over restarts."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nobody uses now, and that no later call returns; an engine keeps its port over restarts."""
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+        if port in _chosen:
+            continue
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        _chosen.add(port)
+        return port
+    raise UserError(f"no free port between {_PORTS.start} and {_PORTS.stop} on this machine")
 
 
 def _rank(rank: int) -> int:

@@ -173,3 +173,12 @@ def _log(home: Path) -> list[dict[str, object]]:
     import orjson
 
     return [orjson.loads(line) for line in (home / "log" / "gateway.jsonl").read_bytes().splitlines()]
+
+
+def test_an_engines_port_is_none_that_the_system_gives_to_others() -> None:
+    """It is chosen before it is bound; a gateway on port 0 was once given the same one in between."""
+    chosen = [free_port() for _ in range(50)]
+    assert len(set(chosen)) == 50
+    handed_out = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    lowest = int(handed_out.read_text().split()[0]) if handed_out.exists() else 49_152
+    assert max(chosen) < lowest
