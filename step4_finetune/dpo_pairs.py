@@ -70,7 +70,8 @@ async def sample(
     """Ask for the answers that the file does not hold yet; return all, by the example's id.
 
     Every answer is written as it comes. A prompt that the endpoint refuses (too long for it) has none. Raises
-    UserError when the file is of other settings, and when the endpoint fails: the answers so far are kept.
+    UserError when the file is of other settings, and when the endpoint fails: the answers so far, and those under way,
+    are kept.
     """
     done = read_samples(path, sampling)
     missing = [e for e in examples if done.get(e.id, ("", []))[0] != asked(e)]

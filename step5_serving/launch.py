@@ -198,9 +198,8 @@ _chosen: set[int] = set()
 
 def free_port() -> int:
     """A loopback port that nobody uses now, and that no later call returns; an engine keeps its port over restarts."""
-    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
-        if port in _chosen:
-            continue
+    free = [port for port in _PORTS if port not in _chosen]
+    for port in random.SystemRandom().sample(free, len(free)):
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
