@@ -17,6 +17,8 @@ import argparse
 import asyncio
 import hashlib
 import json
+import shlex
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,6 +33,8 @@ from step4_finetune.examples import Example, read_jsonl
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
+
+    from shared.results import Row
 
 Message = dict[str, Any]
 
@@ -220,6 +224,27 @@ def make_pairs(
     return rows, report
 
 
+def table(examples: Sequence[Example], answers: Mapping[str, list[Message]], **options: Any) -> "list[Row]":
+    """Count answers, prompts and pairs by kind of prompt, and all together. options: as make_pairs has them.
+
+    A share of right answers has no interval: the answers to one prompt are not independent of each other.
+    """
+    from shared.results import metric
+
+    kinds = {kind: [e for e in examples if e.kind == kind] for kind in dict.fromkeys(e.kind for e in examples)}
+    rows: list[Row] = []
+    for name, members in (kinds | {"all": list(examples)}).items():
+        _, report = make_pairs(members, answers, **options)
+        share = 100 * report.right / report.answers if report.answers else None
+        counts = {
+            "always right": report.always_right, "never right": report.never_right,
+            "pairs": sum(report.pairs.values()), "with the gold answer": report.pairs["gold"],
+        }  # fmt: skip
+        metrics = {"prompts": metric(report.prompts), "answers right": metric(share, unit="%")}
+        rows.append({"name": name, "metrics": metrics | {key: metric(count) for key, count in counts.items()}})
+    return rows
+
+
 def _by_frequency(messages: Iterable[Message]) -> list[Message]:
     """Each message once, the most frequent first, and among equals the one that came first."""
     counts = Counter(json.dumps(message, ensure_ascii=False) for message in messages)
@@ -251,6 +276,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=8, help="requests at a time")
     parser.add_argument("--per-prompt", type=int, default=1, help="pairs per prompt at most")
     parser.add_argument("--no-gold", action="store_true", help="no pair where no answer is right")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="write the counts by kind as results JSON")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     report = _run(options)
@@ -265,6 +291,7 @@ def _run(options: argparse.Namespace) -> Report:
     import openai
 
     from shared.endpoint import connect
+    from shared.results import write_results
 
     examples = spread(read_jsonl(options.prompts), options.limit)
     adapter = ""
@@ -284,9 +311,18 @@ def _run(options: argparse.Namespace) -> Report:
                 return await sample(client, sampling, examples, samples, concurrency=options.concurrency)
 
         answers = asyncio.run(draw())
-    rows, report = make_pairs(examples, answers, per_prompt=options.per_prompt, gold=not options.no_gold)
+    how = {"per_prompt": options.per_prompt, "gold": not options.no_gold}
+    rows, report = make_pairs(examples, answers, **how)
     write_pairs(rows, options.pairs)
     atomic_write(options.pairs.with_suffix(".report.json"), json.dumps(vars(report), indent=1))
+    if options.results:
+        write_results(
+            options.results,
+            command=shlex.join(["python", "-m", "step4_finetune.dpo_pairs", *sys.argv[1:]]),
+            rows=table(examples, answers, **how),
+            n=report.prompts,
+            packages=("torch", "openai"),
+        )
     return report
 
 

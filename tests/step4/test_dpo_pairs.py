@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from shared.errors import UserError
+from shared.results import read_results
 from shared.tokenizer import ChatTokenizer
 from step4_finetune import dpo_pairs
 from step4_finetune.checker import judge, same
-from step4_finetune.dpo_pairs import Sampling, make_pairs, plain, read_samples, sample, spread, write_pairs
+from step4_finetune.dpo_pairs import Sampling, make_pairs, plain, read_samples, sample, spread, table, write_pairs
 from step4_finetune.examples import Example, answer_with_calls, write_jsonl
 
 TOOLS = [
@@ -133,6 +134,12 @@ def test_pairs_have_the_most_frequent_right_and_wrong_answer_and_are_counted() -
     assert report.pairs == {"sampled": 2, "gold": 1}
     assert report.kinds == {"single": 2, "no_tool": 1}
     assert report.wrong == {"wrong value": 2, "wrong function": 2, "no call": 1, "unexpected call": 1}
+    kinds = {row["name"]: [entry["value"] for entry in row["metrics"].values()] for row in table(examples, answers)}
+    assert kinds == {  # prompts, share of right answers, always right, never right, pairs, with the gold answer
+        "single": [3, pytest.approx(100 * 7 / 12), 1, 1, 2, 1],
+        "no_tool": [2, 50, 0, 0, 1, 0],
+        "all": [5, pytest.approx(100 * 8 / 14), 1, 1, 3, 1],
+    }
 
 
 def test_gold_can_be_left_out_and_more_than_one_pair_taken() -> None:
@@ -332,12 +339,22 @@ def test_the_command_writes_pairs_and_report(
     settings.cache_clear()
     write_jsonl(EXAMPLES, tmp_path / "prompts.jsonl")
     out = tmp_path / "pairs.jsonl"
-    monkeypatch.setattr("sys.argv", ["x", str(tmp_path / "prompts.jsonl"), str(out), "--limit", "5", "--json"])
+    measured = tmp_path / "results.json"
+    asked = [str(tmp_path / "prompts.jsonl"), str(out), "--limit", "5", "--results", str(measured), "--json"]
+    monkeypatch.setattr("sys.argv", ["x", *asked])
     dpo_pairs.main()
     report = json.loads(capsys.readouterr().out)
     assert (report["prompts"], report["answers"], report["right"]) == (5, 15, 5)
     assert report == json.loads(out.with_suffix(".report.json").read_text())
     assert len(out.read_text().splitlines()) == report["pairs"]["sampled"] == 5
+    written = read_results(measured)
+    assert written["n"] == 5
+    assert written["command"].endswith("--limit 5 --results " + str(measured) + " --json")
+    everything = {name: entry["value"] for name, entry in written["rows"][-1]["metrics"].items()}
+    assert everything == {
+        "prompts": 5, "answers right": pytest.approx(100 / 3),
+        "always right": 0, "never right": 0, "pairs": 5, "with the gold answer": 0,
+    }  # fmt: skip
     monkeypatch.setattr("sys.argv", ["x", str(tmp_path / "prompts.jsonl"), str(out), "--adapter", str(tmp_path)])
     with pytest.raises(UserError, match="no LoRA adapter is there"):
         dpo_pairs.main()
