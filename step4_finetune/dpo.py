@@ -9,6 +9,7 @@ adapter/, training.png, training.json, runs/ (TensorBoard), checkpoint-N/ (the l
 
 import argparse
 import json
+import math
 import os
 import statistics
 import time
@@ -23,6 +24,8 @@ from shared.terminal import PALETTE, print_json, run, say
 from step4_finetune.train import _check_same_run, _quiet, _steps
 
 if TYPE_CHECKING:
+    from trl import SFTConfig
+
     from step4_finetune.dpo_recipe import DpoRecipe
     from step4_finetune.preference_trainer import PreferenceTrainer
     from step4_finetune.progress import Estimate
@@ -30,9 +33,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preferred:
-    """A finished run. accuracy: share of pairs whose chosen answer gained more than the rejected one, last ten steps.
+    """A finished run. accuracy: share of pairs whose chosen answer gained more than the rejected one.
 
-    margin: by how much, times beta. seconds, tokens_per_second: of the last process only, when it was resumed.
+    margin: by how much, times beta. Both, and last_loss, are means of the last ten whole steps. seconds,
+    tokens_per_second: of the last process only, when it was resumed.
     """
 
     adapter: str
@@ -99,7 +103,7 @@ def train(recipe: "DpoRecipe") -> Preferred:
         say(f"stopped at step {trainer.state.global_step}; the same command goes on from there")
         raise KeyboardInterrupt
     history = [row for row in trainer.state.log_history if "loss" in row]
-    last = history[-10:]
+    last = whole_steps(history, len(pairs), recipe.training)[-10:]
     result = Preferred(
         adapter=str(adapter),
         pairs=len(pairs),
@@ -121,6 +125,16 @@ def train(recipe: "DpoRecipe") -> Preferred:
         )
         save_adapter(trainer.model, adapter, str(recipe.model.model_name_or_path))
     return result
+
+
+def whole_steps(history: list[dict[str, Any]], pairs: int, training: "SFTConfig") -> list[dict[str, Any]]:
+    """The history without the last step of each epoch where it had fewer pairs than the others; all, if none is left.
+
+    One pair alone may read 1.5 where whole steps read 0.6, and would be a tenth of the mean that is reported.
+    """
+    size = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+    per_epoch, ragged = math.ceil(pairs / size), pairs % size
+    return [row for row in history if not ragged or row["step"] % per_epoch] or history
 
 
 def estimate(trainer: "PreferenceTrainer", steps: int) -> "Estimate":

@@ -60,6 +60,8 @@ def test_it_prefers_the_right_answers_and_writes_what_it_says(undisturbed: tuple
     assert result.first_loss == pytest.approx(math.log(2), abs=1e-4)
     history = json.loads((output / "training.json").read_text())["history"]
     assert history[0]["rewards/margins"] == pytest.approx(0, abs=1e-4)
+    # Steps 3 and 6 have two pairs, the others four: what is reported is of those.
+    assert result.last_loss == pytest.approx(sum(history[step - 1]["loss"] for step in (1, 2, 4, 5)) / 4)
     assert history[-1]["loss"] < 0.5
     assert history[-1]["rewards/accuracies"] == 1.0
     assert history[-1]["rewards/chosen"] > history[-1]["rewards/rejected"]

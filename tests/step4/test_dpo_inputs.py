@@ -86,12 +86,15 @@ def test_a_mistake_in_a_recipe_is_named(override: str, message: str, tmp_path: P
         load_dpo_recipe(write_run(tmp_path, tmp_path, tmp_path), [override])
 
 
-@pytest.mark.parametrize("name", ["quick", "full"])
-def test_committed_recipes_parse(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "adapter", "rate"),
+    [("quick", "out/step4/tools_sft_quick/adapter", 5e-5), ("full", "shared/adapters/tools", 2e-4)],
+)
+def test_committed_recipes_parse(name: str, adapter: str, rate: float) -> None:
     dpo = read(RECIPES / f"tools_dpo_{name}.yaml")
-    assert dpo.extra.adapter == f"out/step4/tools_sft_{name}/adapter"
+    assert dpo.extra.adapter == adapter
     assert dpo.output == Path(f"out/step4/tools_dpo_{name}")
-    assert (dpo.extra.beta, dpo.training.learning_rate) == (0.1, 5e-5)
+    assert (dpo.extra.beta, dpo.training.learning_rate) == (0.1, rate)
     grader = load_recipe(RECIPES / f"grader_sft_{name}.yaml", [])
     assert grader.output == Path(f"out/step4/grader_sft_{name}")
     assert (grader.lora().r, grader.lora().target_modules) == (16, "all-linear")
