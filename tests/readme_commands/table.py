@@ -50,7 +50,7 @@ PY = ".venv/bin/python -m"
 PAPER = '"The capital of France is"'
 LICENCE = '"do you need a tv license in uk"'
 PIZZLY = f'{PY} step3_rag ask "what is a pizzly bear" --trace --grader overlap --collection encyclopaedia'
-PAIRS = "out/step4/tools/prompts.jsonl out/step4/tools/pairs_full.jsonl --adapter out/step4/tools_sft_full/adapter"
+PAIRS = "out/step4/tools/third.jsonl out/step4/tools/pairs_full.jsonl --adapter shared/adapters/tools"
 WEB_SHOP = '"web shop" --models smollm2-135m --requests-per-minute 60 --tokens-per-minute 20000 --cap 5'
 ACCELERATE = ".venv/bin/accelerate launch --config_file step4_finetune/distributed/ddp.yaml -m step4_finetune.train"
 OTLP = "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:6006"
