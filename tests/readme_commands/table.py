@@ -51,6 +51,7 @@ PAPER = '"The capital of France is"'
 LICENCE = '"do you need a tv license in uk"'
 PIZZLY = f'{PY} step3_rag ask "what is a pizzly bear" --trace --grader overlap --collection encyclopaedia'
 PAIRS = "out/step4/tools/third.jsonl out/step4/tools/pairs_full.jsonl --adapter shared/adapters/tools"
+RANKS = " ".join(f"--adapter out/step4/rank{rank}/adapter" for rank in (4, 16, 64))
 WEB_SHOP = '"web shop" --models smollm2-135m --requests-per-minute 60 --tokens-per-minute 20000 --cap 5'
 ACCELERATE = ".venv/bin/accelerate launch --config_file step4_finetune/distributed/ddp.yaml -m step4_finetune.train"
 OTLP = "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:6006"
@@ -204,7 +205,7 @@ TABLE: dict[str, Run | Parsed | RunBy | tuple[RunBy, ...]] = {
     f"{PY} step4_finetune data build tools": REAL,
     f"{PY} step4_finetune data stats tools": REAL,
     f"{PY} step4_finetune data show tools --kind parallel": Run(real=True, shows="answer"),
-    f"{PY} step4_finetune train tools_sft_quick --set lora_r=8 --set output_dir=out/step4/rank8": (
+    f"{PY} step4_finetune train tools_sft_quick --set lora_r=4 --set lora_alpha=8 --set output_dir=out/step4/rank4": (
         RunBy(RECIPE, "train tools_sft_quick --set"),
         RunBy(RESUMED, "train"),
     ),
@@ -224,6 +225,9 @@ TABLE: dict[str, Run | Parsed | RunBy | tuple[RunBy, ...]] = {
         "tests/step4/test_dpo_pairs.py::test_the_command_writes_pairs_and_report", "dpo_pairs"
     ),
     f"{PY} step4_finetune eval bfcl --adapter tools --prompt none --limit 20": Run(real=True, instead=SMALLER),
+    f"{PY} step4_finetune eval unseen_tools {RANKS} --prompt none --limit 20": RunBy(
+        f"{EVAL4}the_embedded_engine_serves_two_adapters_that_are_called_alike", "adapter"
+    ),
     f"{PY} step4_finetune eval bfcl --adapter tools --limit 50": RunBy(
         f"{EVAL4}eval_again_asks_nothing_and_another_adapter_joins_the_table", "eval bfcl"
     ),
