@@ -1,7 +1,7 @@
 """The data files: which there are, how they come about, and the record of what was left out of them.
 
 out/step4/tools/    train.jsonl, its beginning train_quick.jsonl, second.jsonl and third.jsonl (what the second and
-                    third hour train on), prompts.jsonl (of another seed, for DPO)
+                    third hour train on), prompts.jsonl (of another seed, for the quick DPO)
 out/step4/grader/   train.jsonl, train_quick.jsonl
 …/report.json       of each: sha256 and size of every file, what was refused and what was removed, by source
 

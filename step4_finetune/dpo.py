@@ -9,7 +9,6 @@ adapter/, training.png, training.json, runs/ (TensorBoard), checkpoint-N/ (the l
 
 import argparse
 import json
-import math
 import os
 import statistics
 import time
@@ -21,7 +20,7 @@ from shared.errors import UserError
 from shared.files import atomic_write
 from shared.provenance import hardware, versions
 from shared.terminal import PALETTE, print_json, run, say
-from step4_finetune.train import _check_same_run, _quiet, _steps
+from step4_finetune.train import _check_same_run, _quiet, _steps, per_step
 
 if TYPE_CHECKING:
     from trl import SFTConfig
@@ -132,9 +131,11 @@ def whole_steps(history: list[dict[str, Any]], pairs: int, training: "SFTConfig"
 
     One pair alone may read 1.5 where whole steps read 0.6, and would be a tenth of the mean that is reported.
     """
-    size = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
-    per_epoch, ragged = math.ceil(pairs / size), pairs % size
-    return [row for row in history if not ragged or row["step"] % per_epoch] or history
+    size = per_step(training)
+    if pairs % size == 0:
+        return history
+    per_epoch = pairs // size + 1
+    return [row for row in history if row["step"] % per_epoch] or history
 
 
 def estimate(trainer: "PreferenceTrainer", steps: int) -> "Estimate":

@@ -224,8 +224,10 @@ def make_pairs(
     return rows, report
 
 
-def table(examples: Sequence[Example], answers: Mapping[str, list[Message]], **options: Any) -> "list[Row]":
-    """Count answers, prompts and pairs by kind of prompt, and all together. options: as make_pairs has them.
+def count_by_kind(
+    examples: Sequence[Example], answers: Mapping[str, list[Message]], *, per_prompt: int = 1, gold: bool = True
+) -> "list[Row]":
+    """Count prompts, answers and the pairs that make_pairs makes of them, by kind of prompt and all together.
 
     A share of right answers has no interval: the answers to one prompt are not independent of each other.
     """
@@ -234,7 +236,7 @@ def table(examples: Sequence[Example], answers: Mapping[str, list[Message]], **o
     kinds = {kind: [e for e in examples if e.kind == kind] for kind in dict.fromkeys(e.kind for e in examples)}
     rows: list[Row] = []
     for name, members in (kinds | {"all": list(examples)}).items():
-        _, report = make_pairs(members, answers, **options)
+        _, report = make_pairs(members, answers, per_prompt=per_prompt, gold=gold)
         share = 100 * report.right / report.answers if report.answers else None
         counts = {
             "always right": report.always_right, "never right": report.never_right,
@@ -311,15 +313,15 @@ def _run(options: argparse.Namespace) -> Report:
                 return await sample(client, sampling, examples, samples, concurrency=options.concurrency)
 
         answers = asyncio.run(draw())
-    how = {"per_prompt": options.per_prompt, "gold": not options.no_gold}
-    rows, report = make_pairs(examples, answers, **how)
+    per_prompt, gold = options.per_prompt, not options.no_gold
+    rows, report = make_pairs(examples, answers, per_prompt=per_prompt, gold=gold)
     write_pairs(rows, options.pairs)
     atomic_write(options.pairs.with_suffix(".report.json"), json.dumps(vars(report), indent=1))
     if options.results:
         write_results(
             options.results,
             command=shlex.join(["python", "-m", "step4_finetune.dpo_pairs", *sys.argv[1:]]),
-            rows=table(examples, answers, **how),
+            rows=count_by_kind(examples, answers, per_prompt=per_prompt, gold=gold),
             n=report.prompts,
             packages=("torch", "openai"),
         )

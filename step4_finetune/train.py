@@ -21,6 +21,8 @@ from shared.provenance import hardware, versions
 from shared.terminal import print_json, run, say
 
 if TYPE_CHECKING:
+    from trl import SFTConfig
+
     from step4_finetune.recipe import Recipe
 
 
@@ -132,8 +134,12 @@ def _steps(recipe: "Recipe", examples: int) -> int:
     args = recipe.training
     if args.max_steps > 0:
         return int(args.max_steps)
-    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return int(-(-examples // per_step) * args.num_train_epochs)
+    return int(-(-examples // per_step(args)) * args.num_train_epochs)
+
+
+def per_step(args: "SFTConfig") -> int:
+    """How many examples, or pairs, one optimiser step sees in all processes together."""
+    return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
 
 
 def _quiet() -> None:

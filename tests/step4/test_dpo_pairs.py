@@ -16,7 +16,16 @@ from shared.errors import UserError
 from shared.results import read_results
 from shared.tokenizer import ChatTokenizer
 from step4_finetune import dpo_pairs
-from step4_finetune.dpo_pairs import Sampling, make_pairs, plain, read_samples, sample, spread, table, write_pairs
+from step4_finetune.dpo_pairs import (
+    Sampling,
+    count_by_kind,
+    make_pairs,
+    plain,
+    read_samples,
+    sample,
+    spread,
+    write_pairs,
+)
 from step4_finetune.examples import Example, answer_with_calls, write_jsonl
 
 # -- pairs ---------------------------------------------------------------------------------------------------------
@@ -55,7 +64,8 @@ def test_pairs_have_the_most_frequent_right_and_wrong_answer_and_are_counted() -
     assert report.pairs == {"sampled": 2, "gold": 1}
     assert report.kinds == {"single": 2, "no_tool": 1}
     assert report.wrong == {"wrong value": 2, "wrong function": 2, "no call": 1, "unexpected call": 1}
-    kinds = {row["name"]: [entry["value"] for entry in row["metrics"].values()] for row in table(examples, answers)}
+    counted = count_by_kind(examples, answers)
+    kinds = {row["name"]: [entry["value"] for entry in row["metrics"].values()] for row in counted}
     assert kinds == {  # prompts, share of right answers, always right, never right, pairs, with the gold answer
         "single": [3, pytest.approx(100 * 7 / 12), 1, 1, 2, 1],
         "no_tool": [2, 50, 0, 0, 1, 0],
